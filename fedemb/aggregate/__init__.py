@@ -1,0 +1,1 @@
+"""From a cohort's updates to one step per row."""

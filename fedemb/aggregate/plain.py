@@ -1,0 +1,158 @@
+"""Weighted means and sums of updates that arrive in the clear: which clients count for a row, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedemb.manifolds import Euclidean
+from fedemb.train.ragged import add_rows_, localise
+from fedemb.types import RowTotal, RowUpdates, Table, Total, Updates
+
+ROW_RULES = ("ratio", "uniform", "fedavg", "sum", "heat")
+MEANS = ("tangent", "centroid")
+
+
+@dataclass
+class _Running:
+    """Running sums of one table. Allocated once; a round touches and clears its own rows only."""
+
+    values: Tensor
+    weights: Tensor
+    rows: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Plain:
+    """Adds updates up as they come, in the order of clients, and divides by the row rule's denominator.
+
+    For a row r, clients c of the cohort K that hold it (touched it) with delta D[c, r]:
+
+    - ``ratio``: sum of n[c, r] D / sum of n[c, r], n the lookups of r in c's training examples.
+    - ``uniform``: sum of D / number of holders (FedE: Chen et al., "FedE: Embedding Knowledge Graphs in
+      Federated Setting", 2021, eq. 4).
+    - ``fedavg``: sum of w[c] D / sum of w[c] over the WHOLE cohort: who does not hold a row votes for
+      leaving it (McMahan et al., "Communication-Efficient Learning...", 2017, algorithm 1).
+    - ``sum``: sum of w[c] D with weights in [0, 1]: ``fedavg`` with a server learning rate times the cohort. Local
+      steps count fully, as if one machine had made them all from the same start.
+    - ``heat``: sum of D / max(1, |K| h[r] / N), h[r] the clients among all N that hold r: the
+      Horvitz-Thompson estimate of the holders' mean over the population, clipped so that a row with less than one
+      expected holder is not blown up (Ding et al., "Federated Submodel Optimization for Hot and Cold Data
+      Features", NeurIPS 2022, eq. 5, without the clip).
+
+    Dense parameters are averaged with the weights of the stage ``weight`` (``sum``: added up).
+
+    On a curved table deltas are frame vectors at the received row, so all of this is linear and the mean is
+    the *tangent* mean. ``mean="centroid"`` takes the Lorentzian centroid of the trained points instead (Law
+    et al., "Lorentzian Distance Learning for Hyperbolic Representations", ICML 2019, eq. 11).
+
+    Attributes:
+        tables: The shared tables.
+        rows: A rule from above.
+        mean: ``tangent`` or ``centroid``.
+        holders: ``(num_rows,)`` per table: clients of the population that hold each row, for ``heat``.
+        num_clients: Clients of the population, for ``heat``.
+    """
+
+    tables: tuple[Table, ...]
+    rows: str = "ratio"
+    mean: str = "tangent"
+    holders: Mapping[str, Tensor] = field(default_factory=dict)
+    num_clients: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows not in ROW_RULES:
+            raise ValueError(f"aggregate.rows must be one of {', '.join(ROW_RULES)}, got {self.rows!r}")
+        if self.mean not in MEANS:
+            raise ValueError(f"aggregate.mean must be one of {', '.join(MEANS)}, got {self.mean!r}")
+        if self.mean == "centroid" and self.rows in ("sum", "heat"):
+            raise ValueError(
+                f"aggregate.mean=centroid averages points, but aggregate.rows={self.rows} does not average; "
+                "use rows=ratio, uniform or fedavg, or mean=tangent"
+            )
+        self._tables = {table.name: table for table in self.tables}
+        self._running: dict[str, _Running] = {}
+        self._dense: dict[str, Tensor] = {}
+        self._weight = 0.0
+        self._cohort = 0
+
+    def _start(self, name: str, like: Tensor, width: int) -> _Running:
+        if name not in self._running:
+            num_rows = self._tables[name].num_rows
+            self._running[name] = _Running(like.new_zeros((num_rows, width)), like.new_zeros(num_rows))
+        return self._running[name]
+
+    def _row_weights(self, rows: RowUpdates, clients: Tensor) -> Tensor:
+        if self.rows == "ratio":
+            return rows.counts
+        if self.rows in ("fedavg", "sum"):
+            own = torch.repeat_interleave(clients.to(rows.values.device), rows.offsets.diff().to(rows.values.device))
+            return own.to(rows.values.dtype)
+        return torch.ones_like(rows.counts)
+
+    def add(self, updates: Updates, tables: Mapping[str, Tensor]) -> None:
+        """Adds a part of the cohort.
+
+        Args:
+            updates: Checked updates.
+            tables: The tables that the clients received.
+        """
+        for name, rows in updates.tables.items():
+            values, space = rows.values, self._tables[name].manifold
+            if self.mean == "centroid" and not isinstance(space, Euclidean):
+                start = tables[name].index_select(0, rows.rows)
+                values = space.centroid_terms(space.exp(start, space.from_frame(start, values)))
+            weights = self._row_weights(rows, updates.weights)
+            running = self._start(name, values, values.shape[1])
+            add_rows_(running.values, rows.rows, values * weights[:, None])
+            running.weights.scatter_add_(0, rows.rows, weights)
+            running.rows.append(rows.rows)
+        for name, value in updates.dense.items():
+            weighted = torch.tensordot(updates.weights.to(value), value, dims=1)
+            self._dense[name] = self._dense[name] + weighted if name in self._dense else weighted
+        self._weight += float(updates.weights.sum())
+        self._cohort += len(updates.clients)
+
+    def _denominator(self, name: str, rows: Tensor, weights: Tensor) -> Tensor:
+        if self.rows == "sum":
+            return torch.ones_like(weights)
+        if self.rows == "fedavg":
+            return torch.full_like(weights, self._weight)
+        if self.rows == "heat":
+            expected = self.holders[name].to(weights)[rows] * (self._cohort / max(1, self.num_clients))
+            return expected.clamp_(min=1.0)
+        return weights
+
+    def _row_total(self, name: str, running: _Running, table: Tensor) -> RowTotal:
+        spec = self._tables[name]
+        touched, _ = localise(torch.cat(running.rows), spec.num_rows)
+        sums, weights = running.values.index_select(0, touched), running.weights.index_select(0, touched)
+        running.values[touched], running.weights[touched] = 0, 0
+        running.rows.clear()
+        denominator = self._denominator(name, touched, weights)
+        counted = denominator > 0
+        if not bool(counted.all()):
+            touched, sums, denominator, weights = (x[counted] for x in (touched, sums, denominator, weights))
+        if self.mean == "centroid" and not isinstance(spec.manifold, Euclidean):
+            start = table.index_select(0, touched)
+            absent = (denominator - weights).clamp_(min=0)
+            sums = sums + absent[:, None] * spec.manifold.centroid_terms(start)
+            end = spec.manifold.centroid_from_sum(sums)
+            return RowTotal(touched, spec.manifold.to_frame(start, spec.manifold.log(start, end)))
+        return RowTotal(touched, sums / denominator[:, None])
+
+    def finish(self, tables: Mapping[str, Tensor]) -> Total:
+        """The round's total; the next ``add`` starts a new one."""
+        totals = {
+            name: self._row_total(name, running, tables[name])
+            for name, running in self._running.items()
+            if running.rows
+        }
+        divisor = 1.0 if self.rows == "sum" else self._weight
+        dense = {name: value / divisor for name, value in self._dense.items() if divisor > 0}
+        total = Total(totals, dense, self._cohort)
+        self._dense, self._weight, self._cohort = {}, 0.0, 0
+        return total

@@ -1,0 +1,45 @@
+"""Which measurement fits a task and its data."""
+
+from __future__ import annotations
+
+from fedemb.data.shards import Shards
+from fedemb.evaluate.hierarchy import Reconstruction
+from fedemb.evaluate.pairs import PairClassification
+from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
+from fedemb.evaluate.ranking import Ranking, history_before
+from fedemb.types import Dataset, Evaluation, Recommender, Task
+
+REFERENCES = ("popularity", "recent_popularity", "own_repeats", "item_cosine")
+
+
+def _split(dataset: Dataset) -> str | None:
+    """The split that results are told for: test, or validation where there is no test."""
+    return next((name for name in ("test", "validation") if name in dataset.held_out), None)
+
+
+def evaluation_for(task: Task, dataset: Dataset) -> Evaluation | None:
+    """Reconstruction for a taxonomy, ranking of held-out items, classification of held-out pairs, or nothing."""
+    columns = dataset.train.columns
+    split = _split(dataset)
+    if dataset.taxonomy is not None:
+        table = task.tables[0]
+        return Reconstruction(table.name, table.manifold, dataset.taxonomy, dataset.train)
+    if split is None or not dataset.held_out[split].num_examples:
+        return None
+    held_out: Shards = dataset.held_out[split]
+    if "item" in columns and isinstance(task, Recommender):
+        return Ranking(task, history_before(dataset, split), held_out, split=split)
+    if {"left", "right", "label"} <= set(columns):
+        return PairClassification(task, held_out, split)
+    return None
+
+
+def reference_ranking(name: str, task: Task, dataset: Dataset) -> Evaluation | None:
+    """A ranking that nobody learnt, measured as the task's own; None where there is nothing to rank."""
+    split = _split(dataset)
+    if split is None or "item" not in dataset.train.columns or not isinstance(task, Recommender):
+        return None
+    if "time" not in dataset.train.columns and name in ("recent_popularity", "own_repeats"):
+        return None
+    score = unlearnt_rankings(dataset, split)[name]
+    return Ranking(Unlearnt(score), history_before(dataset, split), dataset.held_out[split], split=split)

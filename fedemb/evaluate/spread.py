@@ -1,0 +1,36 @@
+"""How a metric differs from client to client."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedemb.types import Float
+
+
+def spread(values: Float, higher_is_better: bool = True) -> dict[str, float]:
+    """Mean, standard deviation and mean of the worst tenth of the clients.
+
+    Args:
+        values: ``(clients,)``; NaN where a client has nothing to evaluate, which is left out.
+        higher_is_better: Which end is the worst.
+
+    Returns:
+        ``mean``; ``std``, that of these very clients (divided by their number); ``worst_decile``, over a tenth of
+        the clients, rounded down but at least one. All are NaN where there is no value.
+
+    Raises:
+        ValueError: If there is more than one value per client.
+
+    >>> spread(np.array([0.2, 0.6, np.nan]))
+    {'mean': 0.4, 'std': 0.2, 'worst_decile': 0.2}
+    """
+    if np.ndim(values) != 1:
+        raise ValueError(f"values must be (clients,), got shape {np.shape(values)}; pass one metric at a time")
+    known = np.sort(np.asarray(values, dtype=np.float64)[~np.isnan(values)])
+    if not len(known):
+        return dict.fromkeys(("mean", "std", "worst_decile"), float("nan"))
+    num_worst = max(1, len(known) // 10)
+    worst = known[:num_worst] if higher_is_better else known[-num_worst:]
+    with np.errstate(invalid="ignore"):  # an infinite value has no standard deviation
+        std = float(known.std())
+    return {"mean": float(known.mean()), "std": std, "worst_decile": float(worst.mean())}

@@ -1,0 +1,1 @@
+"""Adapters between fedemb's parts and Flower's messages; no mathematics."""

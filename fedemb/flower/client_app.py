@@ -1,0 +1,127 @@
+"""A ``ClientApp`` that hosts the clients of its node: it turns messages into calls and results into replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedemb.flower.codec import encode
+from fedemb.flower.records import is_by_reference, pack, unpack
+from fedemb.train.host import Host, load_personal, save_personal
+from fedemb.train.personal import PersonalRows, personal_rows
+
+PERSONAL = "fedemb.personal"
+
+
+def _personal(host: Host, context: Context) -> dict[str, PersonalRows]:
+    """Personal rows from the node's own state, where they survive from message to message."""
+    if PERSONAL not in context.state:
+        return personal_rows(host.task.tables, host.first, host.num_clients)
+    record = context.state[PERSONAL]
+    assert isinstance(record, ArrayRecord)
+    stored = unpack(record)
+    return {
+        table.name: PersonalRows(table, host.first, stored[f"{table.name}/points"], stored[f"{table.name}/known"])
+        for table in host.task.tables
+        if not table.shared
+    }
+
+
+def _keep(personal: dict[str, PersonalRows], context: Context, by_reference: bool) -> None:
+    if personal:
+        tensors = {f"{name}/points": rows.points for name, rows in personal.items()}
+        tensors |= {f"{name}/known": rows.known for name, rows in personal.items()}
+        context.state[PERSONAL] = pack(tensors, by_reference)
+
+
+def _arrays(message: Message, name: str) -> ArrayRecord:
+    record = message.content[name]
+    if not isinstance(record, ArrayRecord):
+        raise ValueError(f"a message must carry arrays under {name!r}, got {type(record).__name__}")
+    return record
+
+
+def _config(message: Message) -> ConfigRecord:
+    record = message.content["config"]
+    if not isinstance(record, ConfigRecord):
+        raise ValueError(f"a message must carry its settings under 'config', got {type(record).__name__}")
+    return record
+
+
+def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Context], str]) -> ClientApp:
+    """The client app.
+
+    Args:
+        host_of: The host of the node that a context belongs to; cached by whoever passes it.
+        digest_of: Digest of the node's configuration, compared with the server's at the handshake.
+    """
+    app = ClientApp()
+
+    @app.query("describe")
+    def describe(message: Message, context: Context) -> Message:
+        """The hosted clients, how many examples each has, and what the node believes the model to be."""
+        host = host_of(context)
+        arrays = {"sizes": torch.from_numpy(host.examples.sizes)}
+        if _config(message)["holders"]:
+            arrays |= {f"holders/{name}": counts for name, counts in host.holders().items()}
+        heights = ",".join(f"{t.name}={t.num_rows}x{t.dim}" for t in host.task.tables)
+        facts = ConfigRecord({"first": host.first, "digest": digest_of(context), "tables": heights})
+        return Message(RecordDict({"arrays": pack(arrays, False), "facts": facts}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        """Updates of the clients named in the message."""
+        host = host_of(context)
+        model = _arrays(message, "model")
+        by_reference = is_by_reference(model)
+        received = unpack(model)
+        personal = _personal(host, context)
+        clients = unpack(_arrays(message, "clients"))["clients"].numpy()
+        updates = host.train(
+            {t.name: received[t.name] for t in host.task.tables if t.shared},
+            {d.name: received[d.name] for d in host.task.dense},
+            personal,
+            clients,
+            int(_config(message)["round"]),  # type: ignore[arg-type]
+        )
+        _keep(personal, context, by_reference)
+        specs = {t.name: t for t in host.task.tables}
+        content = pack(encode(updates, specs, by_reference), by_reference)
+        return Message(RecordDict({"updates": content}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        """Metrics per client, for the clients named in the message."""
+        host = host_of(context)
+        received = unpack(_arrays(message, "model"))
+        clients = unpack(_arrays(message, "clients"))["clients"].numpy()
+        evaluated = host.evaluate(received, _personal(host, context), clients)
+        arrays = {name: torch.from_numpy(values) for name, values in evaluated.per_client.items()}
+        record = pack({"clients": torch.from_numpy(clients), **arrays}, False)
+        return Message(RecordDict({"per_client": record}), reply_to=message)
+
+    @app.query("save")
+    def save(message: Message, context: Context) -> Message:
+        """Writes what only this node knows to its own disk."""
+        host, config = host_of(context), _config(message)
+        save_personal(_file(host, config), _personal(host, context), int(config["round"]))  # type: ignore[arg-type]
+        return Message(RecordDict(), reply_to=message)
+
+    @app.query("restore")
+    def restore(message: Message, context: Context) -> Message:
+        """Reads it back."""
+        host, config = host_of(context), _config(message)
+        personal = _personal(host, context)
+        load_personal(_file(host, config), personal)
+        _keep(personal, context, bool(config["by_reference"]))
+        return Message(RecordDict(), reply_to=message)
+
+    return app
+
+
+def _file(host: Host, config: ConfigRecord) -> Path:
+    return Path(str(config["folder"])) / f"personal-{host.first}-{host.num_clients}-{config['round']}.safetensors"

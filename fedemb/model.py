@@ -1,0 +1,119 @@
+"""A trained model on disk and in memory: tables as safetensors, names as Parquet, facts as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedemb.data.vocabulary import Vocabulary
+from fedemb.errors import DataError
+from fedemb.report.metrics_log import read_metrics
+from fedemb.server.checkpoint import write_atomically
+from fedemb.types import Table
+
+
+def save_model(
+    folder: Path,
+    tables: Mapping[str, Tensor],
+    dense: Mapping[str, Tensor],
+    specs: tuple[Table, ...],
+    vocabularies: Mapping[str, Vocabulary],
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes ``tables.safetensors``, ``dense.safetensors``, a Parquet file of names per entity, and ``model.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in (("tables", tables), ("dense", dense)):
+        if tensors:
+            plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            write_atomically(folder / f"{name}.safetensors", lambda path, plain=plain: save_file(plain, path))
+    for entity, vocabulary in vocabularies.items():
+        columns = {"id": np.arange(len(vocabulary)), "name": vocabulary.names}
+        if vocabulary.counts is not None:
+            columns["count"] = vocabulary.counts
+        table = pa.table(columns)
+        write_atomically(folder / f"{entity}.parquet", lambda path, table=table: pq.write_table(table, path))
+    described = [
+        {
+            "name": t.name,
+            "entity": t.entity,
+            "rows": t.num_rows,
+            "dim": t.dim,
+            "manifold": t.manifold.name,
+            "curvature": t.manifold.curvature,
+            "shared": t.shared,
+        }
+        for t in specs
+    ]
+    text = json.dumps({"format": 1, "tables": described, **facts}, indent=2)
+    write_atomically(folder / "model.json", lambda path: path.write_text(text))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    >>> import fedemb  # doctest: +SKIP
+    >>> ids, matrix = fedemb.load("runs/mine").table("node")  # doctest: +SKIP
+
+    Attributes:
+        folder: Its run folder.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not (self.folder / "model" / "model.json").is_file():
+            raise DataError(f"{self.folder} must be the folder of a finished run, but model/model.json is missing")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """``summary.json``."""
+        loaded: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return loaded
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """``metrics.jsonl``: a row for each round."""
+        return read_metrics(self.folder)
+
+    @cached_property
+    def _model(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.folder / "model" / "model.json").read_text())
+        return loaded
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the shared tables, the main one first."""
+        return [table["name"] for table in self._model["tables"] if table["shared"]]
+
+    def table(self, name: str) -> tuple[list[str], npt.NDArray[Any]]:
+        """Names of the rows and the matrix ``(rows, coordinates)`` of a table.
+
+        Raises:
+            KeyError: If there is no such table.
+        """
+        if name not in self.tables:
+            raise KeyError(f"table must be one of {', '.join(self.tables)}, got {name!r}")
+        entity = next(t["entity"] for t in self._model["tables"] if t["name"] == name)
+        ids = pq.read_table(self.folder / "model" / f"{entity}.parquet")["name"].to_pylist()
+        return ids, load_file(self.folder / "model" / "tables.safetensors")[name].numpy()
+
+
+def load(folder: str | Path) -> Run:
+    """A finished run.
+
+    Raises:
+        DataError: If the folder holds none.
+    """
+    return Run(Path(folder))

@@ -1,0 +1,1 @@
+"""What a run shows: its log, its progress, its results, its pictures."""

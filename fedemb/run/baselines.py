@@ -1,0 +1,205 @@
+"""What a federated result stands beside: all data in one place, and nobody talking to anybody."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from fedemb.build import Parts
+from fedemb.data.shards import Shards
+from fedemb.train.personal import personal_rows, rows_of
+from fedemb.train.rows import LocalTraining, concatenate, train_cohort
+from fedemb.types import (
+    Batch,
+    Dense,
+    Evaluated,
+    Exclusion,
+    Int64,
+    MetricsSink,
+    Table,
+    Task,
+    Updates,
+)
+
+_LOCAL_BYTES = 1 << 29
+
+
+def participations(parts: Parts, rounds: int) -> int:
+    """Rounds that a client takes part in on average: the budget of a baseline."""
+    eligible = int((parts.dataset.train.sizes > 0).sum())
+    return max(1, round(rounds * parts.sampler.expected(eligible) / max(1, eligible)))
+
+
+def _apply(parts: Parts, tables: Mapping[str, Tensor], dense: Mapping[str, Tensor], updates: Updates) -> None:
+    for spec in parts.shared:
+        rows = updates.tables[spec.name]
+        start = tables[spec.name].index_select(0, rows.rows)
+        space = spec.manifold
+        tables[spec.name][rows.rows] = space.project(space.exp(start, space.from_frame(start, rows.values)))
+    for name, value in updates.dense.items():
+        dense[name] += value[0]
+
+
+def _scaled(training: LocalTraining, rounds: int, passes: int) -> LocalTraining:
+    """The same schedule over another number of passes."""
+    return replace(training, burn_in_rounds=round(training.burn_in_rounds * passes / max(1, rounds)))
+
+
+def centralized(
+    parts: Parts, training: LocalTraining, rounds: int, evaluate_every: int, on_round: MetricsSink
+) -> tuple[Evaluated | None, dict[str, Tensor]]:
+    """All shards pooled, the same task, and as many passes over the data as the federation makes.
+
+    Personal rows still belong to their owners. Adaptive optimisers begin anew with each pass, as clients do.
+    """
+    passes = participations(parts, rounds) * training.epochs
+    training = replace(_scaled(training, rounds, passes), epochs=1)
+    data = parts.dataset.train
+    pooled = parts.task.examples(data).pooled()
+    tables, dense = parts.initial()
+    personal = personal_rows(parts.task.tables, 0, data.num_clients)
+    everybody, one = np.arange(data.num_clients, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    evaluated = None
+    for number in range(1, passes + 1):
+        begin = time.perf_counter()
+        updates = concatenate(
+            list(train_cohort(parts.task, tables, dense, personal, pooled, one, training, parts.seed, number))
+        )
+        _apply(parts, tables, dense, updates)
+        line = {
+            "phase": "centralized",
+            "round": number,
+            "rounds": passes,
+            "loss": float(updates.metrics["loss"][0]) / max(1.0, float(updates.metrics["examples"][0])),
+            "seconds": time.perf_counter() - begin,
+        }
+        if parts.evaluation and (number == passes or (evaluate_every and number % evaluate_every == 0)):
+            evaluated = parts.evaluation({**tables, **dense}, rows_of(personal, everybody, parts.seed), everybody)
+            line |= evaluated.metrics
+        on_round(line)
+    return evaluated, tables
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """A task whose every table is personal: what clients learn who never talk."""
+
+    inner: Task
+    tables: tuple[Table, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tables", tuple(replace(t, shared=False) for t in self.inner.tables))
+
+    @property
+    def dense(self) -> tuple[Dense, ...]:
+        return self.inner.dense
+
+    @property
+    def num_draws(self) -> int:
+        return self.inner.num_draws
+
+    @property
+    def exclusion(self) -> Exclusion | None:
+        return self.inner.exclusion
+
+    def examples(self, shards: Shards) -> Shards:
+        return self.inner.examples(shards)
+
+    def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
+        return self.inner.sample(batch, uniforms)
+
+    def lookup(self, batch: Batch) -> dict[str, Tensor]:
+        return self.inner.lookup(batch)
+
+    def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        return self.inner.loss(vectors, dense, batch)
+
+
+def local_only(
+    parts: Parts, training: LocalTraining, rounds: int, on_round: MetricsSink, wanted: Int64 | None = None
+) -> Evaluated | None:
+    """Every client alone, from the same start and for as many passes as it makes in the federation.
+
+    Metrics are means over clients of each one's own model, measured as the federated one is. Clients go in chunks:
+    a client that is alone holds a table of its own, and one with dense parameters goes by itself.
+
+    Args:
+        parts: The run.
+        training: How clients train.
+        rounds: Rounds of the federation.
+        on_round: Told after every chunk.
+        wanted: Clients to measure; None for all that have examples.
+    """
+    task = _Alone(parts.task)
+    passes = participations(parts, rounds)
+    training = _scaled(training, rounds, passes)
+    data = parts.dataset.train
+    tables, dense = parts.initial()
+    per_client = sum(t.numel() * t.element_size() for t in tables.values())
+    size = 1 if task.dense else max(1, _LOCAL_BYTES // max(1, per_client))
+    eligible = np.flatnonzero(data.sizes > 0) if wanted is None else wanted
+    results = []
+    for start in range(0, len(eligible), size):
+        chunk = eligible[start : start + size]
+        begin = time.perf_counter()
+        results += _alone(parts, task, training, passes, chunk, tables, dense)
+        line = {"phase": "local_only", "round": min(start + size, len(eligible)), "rounds": len(eligible)}
+        on_round({**line, "seconds": time.perf_counter() - begin})
+    if not results or parts.evaluation is None:
+        return None
+    return _joined(results, eligible, data.num_clients)
+
+
+def _alone(
+    parts: Parts,
+    task: _Alone,
+    training: LocalTraining,
+    passes: int,
+    chunk: Int64,
+    tables: Mapping[str, Tensor],
+    shared_dense: Mapping[str, Tensor],
+) -> list[Evaluated]:
+    first, count = int(chunk[0]), int(chunk[-1] - chunk[0] + 1)
+    rows = personal_rows(task.tables, first, count)
+    for name, table in tables.items():
+        own = rows[name]
+        own.points.view(count, *table.shape)[:] = table.cpu()
+        own.known[:] = True
+    cohort = task.examples(parts.dataset.train.take(chunk))
+    dense = {name: value.clone() for name, value in shared_dense.items()}
+    for number in range(1, passes + 1):
+        for updates in train_cohort(task, {}, dense, rows, cohort, chunk, training, parts.seed, number):
+            for name, value in updates.dense.items():
+                dense[name] += value[0]
+    if parts.evaluation is None:
+        return []
+    personal = {t.name: rows[t.name] for t in parts.task.tables if not t.shared}
+    out = []
+    for client in chunk:
+        own_tables = {
+            name: rows[name].points.view(count, *table.shape)[client - first].to(table.device)
+            for name, table in tables.items()
+        }
+        alone = np.array([client])
+        out.append(parts.evaluation({**own_tables, **dense}, rows_of(personal, alone, parts.seed), alone))
+    return out
+
+
+def _joined(results: list[Evaluated], clients: Int64, num_clients: int) -> Evaluated:
+    names = results[0].per_client
+    per_client = {name: np.full(num_clients, np.nan) for name in names}
+    for client, result in zip(clients, results, strict=True):
+        for name in names:
+            per_client[name][client] = result.per_client[name][0]
+    metrics = {}
+    for name in results[0].metrics:
+        values = np.array([result.metrics[name] for result in results])
+        known = values[~np.isnan(values)]
+        metrics[name] = float(known.mean()) if len(known) else float("nan")
+    return Evaluated(metrics, per_client, np.arange(num_clients, dtype=np.int64))
+
+

@@ -1,0 +1,226 @@
+"""A whole experiment: data, federated training, what it stands beside, and everything a run folder holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from fedemb.build import Parts, build
+from fedemb.config import compose_config
+from fedemb.errors import SettingError
+from fedemb.evaluate.choose import REFERENCES, reference_ranking
+from fedemb.model import Run, save_model
+from fedemb.report.folder import draw
+from fedemb.report.metrics_log import MetricsLog
+from fedemb.report.progress import progress
+from fedemb.report.summary import make_summary
+from fedemb.report.table import print_results
+from fedemb.run.baselines import centralized, local_only
+from fedemb.run.lock import locked
+from fedemb.run.training import Trained, resolve_resume, set_threads, train_with_runner
+from fedemb.server.checkpoint import write_atomically
+from fedemb.train.rows import LocalTraining
+from fedemb.types import Evaluated
+
+TRAINED_BASELINES = ("centralized", "local_only")
+_log = logging.getLogger("fedemb")
+
+
+def train(overrides: Sequence[str] = (), folder: str | Path | None = None, quiet: bool = True) -> Run:
+    """Trains as ``fedemb train`` does.
+
+    Args:
+        overrides: What stands on the command line, such as ``["task=hierarchical", "rounds=20"]``.
+        folder: The run folder; ``runs/<time>`` if None.
+        quiet: Print nothing.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        SettingError: If a setting is wrong.
+        DataError: If the data are.
+        RunError: If the run cannot go on.
+    """
+    config = compose_config(overrides)
+    where = Path(folder) if folder else Path("runs") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return run_experiment(config, list(overrides), where, quiet)
+
+
+def check_baselines(config: DictConfig, parts: Parts) -> None:
+    """Refuses baselines that do not exist or do not fit, before anything is trained."""
+    known = [*TRAINED_BASELINES, *REFERENCES]
+    for name in config.baselines:
+        if name not in known:
+            raise SettingError(f"baselines must be among {', '.join(known)}, got {name!r}")
+        if name in REFERENCES and reference_ranking(name, parts.task, parts.dataset) is None:
+            raise SettingError(f"baselines={name} ranks items: it needs data=interactions with a test split")
+
+
+def describe_data(parts: Parts) -> str:
+    """A line about the clients, shown before training."""
+    data = parts.dataset
+    sizes = data.train.sizes
+    held = sizes[sizes > 0]
+    entities = ", ".join(f"{len(v):,} {name}s" for name, v in data.vocabularies.items())
+    quantiles = np.percentile(held, [0, 50, 100]).astype(int)
+    idle = f", {len(sizes) - len(held):,} without any" if len(held) < len(sizes) else ""
+    return (
+        f"{data.train.num_examples:,} examples of {entities} at {len(held):,} clients: "
+        f"{quantiles[0]:,} to {quantiles[2]:,} each, median {quantiles[1]:,}{idle}"
+    )
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: with a usable folder."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever runs us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write_config(config: DictConfig, overrides: Sequence[str], folder: Path) -> None:
+    """What Hydra's command line writes, for runs that did not come from it."""
+    inner = folder / ".hydra"
+    if not (inner / "config.yaml").is_file():
+        inner.mkdir(parents=True, exist_ok=True)
+        plain = OmegaConf.create({str(k): v for k, v in config.items() if k != "hydra"})
+        OmegaConf.save(plain, inner / "config.yaml")
+        OmegaConf.save(OmegaConf.create(list(overrides)), inner / "overrides.yaml")
+
+
+def run_experiment(config: DictConfig, overrides: list[str], folder: Path, quiet: bool = False) -> Run:
+    """Trains, measures and reports; everything lands in ``folder``.
+
+    Ctrl-C and SIGTERM leave the model as it stands, with its summary, and raise ``KeyboardInterrupt``.
+
+    Raises:
+        SettingError: If a setting is wrong, or the folder holds another run.
+    """
+    if config.runner.name == "deployment":
+        raise SettingError("runner=deployment is started by `flwr run`, see README; use runner=in_process here")
+    config = resolve_resume(config, folder)
+    with locked(folder):
+        if (folder / "summary.json").exists() and Path(config.resume or "").resolve() != folder.resolve():
+            raise SettingError(f"{folder} holds a finished run; choose another hydra.run.dir, or resume={folder}")
+        set_threads(config.runner.num_threads)
+        _write_config(config, overrides, folder)
+        with _terminated_as_interrupt():
+            parts = build(config)
+            check_baselines(config, parts)
+            if not quiet:
+                print(describe_data(parts), flush=True)
+            return _run(config, parts, overrides, folder, quiet)
+
+
+def _run(config: DictConfig, parts: Parts, overrides: list[str], folder: Path, quiet: bool) -> Run:
+    begin = time.perf_counter()
+    tables, dense = parts.initial()
+    trained = Trained(tables, dense)
+    baselines: dict[str, Evaluated] = {}
+    log = MetricsLog(folder)
+    with progress(config.rounds, False if quiet else None) as show:
+
+        def on_round(line: Mapping[str, Any]) -> None:
+            log(line)
+            show(line)
+
+        try:
+            train_with_runner(parts, config, overrides, folder, on_round, trained)
+            for name in config.baselines:
+                result = _baseline(name, config, parts, on_round)
+                if result is not None:
+                    baselines[name] = result
+                    log({"phase": name, **result.metrics})
+        except KeyboardInterrupt:
+            trained.interrupted = True
+    summary = finish(config, parts, trained, baselines, folder, time.perf_counter() - begin)
+    if not quiet:
+        print_results(summary, folder)
+    if trained.interrupted:
+        raise KeyboardInterrupt
+    return Run(folder)
+
+
+def _baseline(name: str, config: DictConfig, parts: Parts, on_round: Any) -> Evaluated | None:
+    training = central_training(config, parts.training)
+    if name == "centralized":
+        return centralized(parts, training, config.rounds, config.evaluate_every, on_round)[0]
+    if name == "local_only":
+        return local_only(parts, parts.training, config.rounds, on_round)
+    reference = reference_ranking(name, parts.task, parts.dataset)
+    everybody = np.arange(parts.dataset.train.num_clients, dtype=np.int64)
+    return reference({}, {}, everybody) if reference else None
+
+
+def central_training(config: DictConfig, training: LocalTraining) -> LocalTraining:
+    """Training of pooled data: ``centralized.*`` where it is set, else as clients train."""
+    own = {str(k): v for k, v in config.centralized.items() if v is not None}
+    try:
+        return replace(training, **own)
+    except (TypeError, ValueError) as error:
+        raise SettingError(str(error).replace("train.", "centralized.")) from error
+
+
+def finish(
+    config: DictConfig,
+    parts: Parts,
+    trained: Trained,
+    baselines: Mapping[str, Evaluated],
+    folder: Path,
+    seconds: float,
+) -> dict[str, Any]:
+    """Writes model, ``summary.json``, plots and the report, and returns the summary."""
+    if trained.interrupted and trained.finished_rounds and parts.evaluation and not parts.evaluation.on_clients:
+        everybody = np.arange(parts.dataset.train.num_clients, dtype=np.int64)
+        trained.evaluated = parts.evaluation({**trained.tables, **trained.dense}, {}, everybody)
+    tally = trained.tally
+    communication = {n: getattr(tally, n) for n in ("upload_bytes", "download_bytes", "upload_bytes_dense")}
+    work = {
+        "rounds": trained.finished_rounds,
+        "client_updates": tally.client_updates,
+        "examples": int(tally.examples),
+        "seconds": tally.train_seconds,
+        "total_seconds": seconds,
+    }
+    extra: dict[str, Any] = {"data": dict(parts.dataset.counts)}
+    if tally.rejected:
+        extra["rejected"] = dict(tally.rejected)
+    if trained.interrupted:
+        extra["interrupted"] = True
+    summary = make_summary(trained.evaluated, baselines, communication, work, parts.digest, extra)
+    save_model(
+        folder / "model",
+        trained.tables,
+        trained.dense,
+        parts.task.tables,
+        {t.entity: parts.dataset.vocabularies[t.entity] for t in parts.shared},
+        {"config_digest": parts.digest, "rounds": trained.finished_rounds},
+    )
+    text = json.dumps(summary, indent=2)
+    write_atomically(folder / "summary.json", lambda path: path.write_text(text))
+    draw(folder, summary, parts.dataset, parts.shared, trained.tables, OmegaConf.to_yaml(config))
+    return summary
+
+

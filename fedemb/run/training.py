@@ -1,0 +1,179 @@
+"""The federated part of a run, on whatever grid a runner brings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.serverapp import Grid
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fedemb.build import Parts
+from fedemb.flower.client_app import make_client_app
+from fedemb.flower.nodes import Nodes
+from fedemb.flower.strategy import FederatedEmbedding, Plan, Tally
+from fedemb.run.in_process import in_process_grid
+from fedemb.run.simulation import run_on_simulation
+from fedemb.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedemb.types import Aggregator, Evaluated, MetricsSink, ServerOptimizer
+
+
+@dataclass
+class Trained:
+    """A model and how it came about; also what is there when a run is interrupted.
+
+    Attributes:
+        tables: Shared tables.
+        dense: Dense parameters.
+        tally: Running counts.
+        evaluated: The last measurement.
+        finished_rounds: Rounds that are done.
+        interrupted: Whether Ctrl-C or SIGTERM ended it.
+    """
+
+    tables: dict[str, Tensor]
+    dense: dict[str, Tensor]
+    tally: Tally = field(default_factory=Tally)
+    evaluated: Evaluated | None = None
+    finished_rounds: int = 0
+    interrupted: bool = False
+
+
+def plan_of(parts: Parts, config: DictConfig, optimizer: ServerOptimizer) -> Plan:
+    """What the strategy needs to know."""
+
+    def aggregator_of(nodes: Nodes) -> Aggregator:
+        return parts.aggregator_of(dict(nodes.holders), len(nodes.sizes))
+
+    return Plan(
+        tables=parts.shared,
+        sampler=parts.sampler,
+        aggregator_of=aggregator_of,
+        stages=parts.stages,
+        optimizer=optimizer,
+        evaluation=parts.evaluation,
+        seed=parts.seed,
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        num_nodes=config.runner.num_nodes,
+        clients_per_wave=config.runner.clients_per_wave,
+        timeout_seconds=config.runner.timeout_seconds,
+        digest=parts.digest,
+        shapes=parts.shapes,
+        want_holders=parts.want_holders,
+        by_reference=config.runner.name == "in_process",
+    )
+
+
+def _tensors(strategy: FederatedEmbedding, optimizer: ServerOptimizer) -> dict[str, Tensor]:
+    tensors = {f"table/{name}": value for name, value in strategy.tables.items()}
+    tensors |= {f"dense/{name}": value for name, value in strategy.dense.items()}
+    return tensors | {f"optimizer/{name}": value for name, value in optimizer.state().items()}
+
+
+def _restore(
+    folder: Path, own: Path, parts: Parts, trained: Trained, optimizer: ServerOptimizer
+) -> tuple[int, Tally]:
+    """Takes a run up; returns its last finished round and counts."""
+    found = load_checkpoint(folder, parts.digest)
+    for name, value in found.tensors.items():
+        kind, _, key = name.partition("/")
+        if kind != "optimizer":
+            (trained.tables if kind == "table" else trained.dense)[key].copy_(value)
+    state = {n.removeprefix("optimizer/"): v for n, v in found.tensors.items() if n.startswith("optimizer/")}
+    optimizer.restore({name: value.to(parts.device) for name, value in state.items()})
+    own.mkdir(parents=True, exist_ok=True)
+    source = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    if source.resolve() != own.resolve():
+        for personal in source.glob(f"personal-*-{found.round}.safetensors"):
+            shutil.copy2(personal, own / personal.name)
+    return found.round, Tally(**found.tally)
+
+
+def train_on(
+    grid: Grid, parts: Parts, config: DictConfig, folder: Path, on_round: MetricsSink, trained: Trained
+) -> None:
+    """Runs the strategy on a grid and keeps ``trained`` up to date, also when it is interrupted."""
+    optimizer = parts.optimizer_of()
+    own = folder / "checkpoint"
+    first, tally = 1, Tally()
+    if config.resume:
+        last, tally = _restore(Path(config.resume), own, parts, trained, optimizer)
+        carry_metrics(Path(config.resume), folder, last)
+        first = last + 1
+    has_personal = any(not table.shared for table in parts.task.tables)
+
+    def on_checkpoint(round: int) -> None:
+        state = Checkpoint(round, parts.digest, _tensors(strategy, optimizer), asdict(strategy.tally))
+        save_checkpoint(own, state)
+
+    strategy = FederatedEmbedding(
+        plan_of(parts, config, optimizer),
+        trained.tables,
+        trained.dense,
+        on_round,
+        on_checkpoint,
+        first,
+        str(own) if has_personal else "",
+    )
+    strategy.tally = trained.tally = tally
+    trained.finished_rounds = first - 1
+    try:
+        strategy.start(grid, num_rounds=config.rounds)
+    finally:
+        trained.finished_rounds, trained.evaluated = strategy.finished_rounds, strategy.evaluated
+
+
+def train_with_runner(
+    parts: Parts, config: DictConfig, overrides: list[str], folder: Path, on_round: MetricsSink, trained: Trained
+) -> None:
+    """Federated training with the runner that the configuration names."""
+
+    def use(grid: Grid) -> None:
+        train_on(grid, parts, config, folder, on_round, trained)
+
+    runner = config.runner
+    if runner.name == "in_process":
+        app = make_client_app(
+            lambda context: parts.host(
+                int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+            ),
+            lambda context: parts.digest,
+        )
+        use(in_process_grid(app, runner.num_nodes))
+    else:
+        run_on_simulation(use, overrides, runner.num_nodes, runner.num_cpus, runner.num_gpus, config.verbose)
+
+
+def resolve_resume(config: DictConfig, folder: Path) -> DictConfig:
+    """``resume=auto`` names the run's own folder if that holds a checkpoint, and nothing otherwise."""
+    if config.resume != "auto":
+        return config
+    config = config.copy()
+    config.resume = str(folder) if any((folder / "checkpoint").glob("round-*.safetensors")) else None
+    return config
+
+
+def set_threads(num_threads: int) -> None:
+    """Threads of torch in this process; 0 leaves its own choice."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
+
+
+def carry_metrics(source: Path, target: Path, last_round: int) -> None:
+    """Copies the federated lines up to ``last_round`` into a resumed run's log."""
+    log = source / "metrics.jsonl"
+    if not log.is_file():
+        return
+    kept = []
+    for text in log.read_text().splitlines():
+        line: dict[str, Any] = json.loads(text)
+        if line.get("phase") == "federated" and line["round"] <= last_round:
+            kept.append(text)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "metrics.jsonl").write_text("".join(text + "\n" for text in kept))

@@ -1,0 +1,103 @@
+"""Hierarchical embeddings: a taxonomy in a space where the tree has room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedemb.data.shards import Shards
+from fedemb.errors import SettingError
+from fedemb.manifolds import manifold
+from fedemb.tasks.noise import uniform_ids
+from fedemb.types import Batch, Dataset, Dense, Exclusion, Table
+
+
+@dataclass(frozen=True)
+class Hierarchical:
+    """Draws child and ancestor together against negatives from all nodes.
+
+    Loss of an example (u, v): ``-log( exp(-d(u, v)) / sum over v' in {v} and negatives of exp(-d(u, v')) )``.
+
+    Attributes:
+        num_nodes: Height of the table.
+        dim: Dimensions.
+        manifold: ``poincare``, ``lorentz`` or ``euclidean``.
+        curvature: Sectional curvature of a hyperbolic space, below 0.
+        negatives: Nodes drawn uniformly for each example and epoch.
+        init_scale: Rows start uniform in a cube of this half width around the origin.
+        exclude_known: Leaves out negatives that the client knows to be ancestors.
+
+    Reference: Nickel, Kiela, "Poincaré Embeddings for Learning Hierarchical Representations", NeurIPS
+    2017, eq. (5). There negatives never are ancestors; here a client leaves out those it knows.
+    """
+
+    num_nodes: int
+    dim: int
+    manifold: str = "poincare"
+    curvature: float = -1.0
+    negatives: int = 50
+    init_scale: float = 1e-3
+    exclude_known: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "negatives"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"task.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.init_scale > 0:
+            raise SettingError(f"task.init_scale must be > 0, got {self.init_scale}; 1e-3 is usual")
+        manifold(self.manifold, self.curvature)
+
+    @staticmethod
+    def build(dataset: Dataset, **settings: object) -> Hierarchical:
+        """The task for these data.
+
+        Raises:
+            SettingError: If the data are no taxonomy.
+        """
+        if not {"child", "parent"} <= set(dataset.train.columns):
+            raise SettingError(
+                "task=hierarchical needs child and parent columns: use data=taxonomy, data=wordnet or data=wordnet_mammals"
+            )
+        return Hierarchical(len(dataset.vocabularies["node"]), **settings)  # type: ignore[arg-type]
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        space = manifold(self.manifold, self.curvature)
+        return (Table("node", self.num_nodes, self.dim, space, self.init_scale, entity="node"),)
+
+    @property
+    def dense(self) -> tuple[Dense, ...]:
+        return ()
+
+    @property
+    def num_draws(self) -> int:
+        return self.negatives
+
+    @property
+    def exclusion(self) -> Exclusion | None:
+        return Exclusion("child", "parent", "negatives") if self.exclude_known else None
+
+    def examples(self, shards: Shards) -> Shards:
+        return Shards({name: shards.columns[name] for name in ("child", "parent", "owner") if name in shards.columns}, shards.offsets)
+
+    def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
+        return {**batch, "negatives": uniform_ids(uniforms, self.num_nodes)}
+
+    def lookup(self, batch: Batch) -> dict[str, Tensor]:
+        pair = torch.stack((batch["child"], batch["parent"]), dim=1)
+        return {"node": torch.cat((pair, batch["negatives"]), dim=1)}
+
+    def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        nodes = vectors["node"]
+        space = self.tables[0].manifold
+        logits = -space.distance(nodes[:, :1], nodes[:, 1:])
+        negatives = batch["negatives"]
+        false = (negatives == batch["child"][:, None]) | (negatives == batch["parent"][:, None])
+        if "known" in batch:
+            false |= batch["known"]
+        logits = torch.cat((logits[:, :1], logits[:, 1:].masked_fill(false, float("-inf"))), dim=1)
+        return torch.logsumexp(logits, dim=1) - logits[:, 0]

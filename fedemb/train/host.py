@@ -1,0 +1,138 @@
+"""What a node does for the clients that it hosts: one organisation, or all of a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedemb.data.shards import Shards
+from fedemb.errors import RunError
+from fedemb.stages import on_clients
+from fedemb.train.personal import PersonalRows, rows_of
+from fedemb.train.rows import LocalTraining, concatenate, train_cohort
+from fedemb.types import Evaluated, Evaluation, Int64, Stage, StageContext, Task, Updates
+
+
+@dataclass(frozen=True)
+class Host:
+    """The clients ``first .. first + num_clients - 1`` of a run.
+
+    Attributes:
+        task: What they learn.
+        shards: Their data, in order.
+        first: Id of the first one.
+        training: How they train.
+        stages: Client halves that run on their updates.
+        evaluation: Measures the model on their own data; None if that is done at the server.
+        seed: The run's seed.
+    """
+
+    task: Task
+    shards: Shards
+    first: int
+    training: LocalTraining
+    stages: Sequence[Stage]
+    evaluation: Evaluation | None
+    seed: int
+
+    @property
+    def num_clients(self) -> int:
+        return self.shards.num_clients
+
+    @cached_property
+    def examples(self) -> Shards:
+        """Training examples of the hosted clients."""
+        return self.task.examples(self.shards)
+
+    def train(
+        self,
+        tables: Mapping[str, Tensor],
+        dense: Mapping[str, Tensor],
+        personal: Mapping[str, PersonalRows],
+        clients: Int64,
+        round: int,
+    ) -> Updates:
+        """Updates of these clients after the client half of every stage."""
+        context = StageContext(self.seed, round)
+        cohort = self.examples.take(clients - self.first)
+        parts = train_cohort(
+            self.task, tables, dense, personal, cohort, clients, self.training, self.seed, round
+        )
+        return concatenate([on_clients(self.stages, part, context) for part in parts])
+
+    def evaluate(
+        self, tables: Mapping[str, Tensor], personal: Mapping[str, PersonalRows], clients: Int64
+    ) -> Evaluated:
+        """The model measured on these clients' own data."""
+        if self.evaluation is None:
+            return Evaluated({}, {}, clients)
+        return self.evaluation(tables, rows_of(personal, clients, self.seed), clients)
+
+    def holders(self) -> dict[str, Tensor]:
+        """How many hosted clients hold each row of each shared table in their examples: ``(num_rows,)``."""
+        shards = self.examples
+        columns = {name: torch.from_numpy(column) for name, column in shards.columns.items()}
+        draws = torch.zeros((shards.num_examples, self.task.num_draws), dtype=torch.float64)
+        sampled = {**self.task.sample(columns, draws)}
+        sampled.pop("keep", None)
+        observed = self.task.lookup(sampled)
+        client = torch.from_numpy(shards.owners())
+        counts = {}
+        for table in self.task.tables:
+            if table.shared:
+                width = observed[table.name].shape[1] - _drawn(self.task, sampled)
+                ids = observed[table.name][:, : max(1, width)]
+                held = torch.unique(ids + (client * table.num_rows)[:, None])
+                counts[table.name] = torch.bincount(held % table.num_rows, minlength=table.num_rows)
+        return counts
+
+
+def _drawn(task: Task, sampled: Mapping[str, Tensor]) -> int:
+    negatives = sampled.get("negatives")
+    return 0 if negatives is None else negatives.shape[1]
+
+
+def save_personal(path: Path, personal: Mapping[str, PersonalRows], round: int) -> None:
+    """Writes personal rows to the node's own disk, whole or not at all."""
+    if not personal:
+        return
+    tensors = {}
+    for name, rows in personal.items():
+        tensors[f"{name}/points"], tensors[f"{name}/known"] = rows.points, rows.known
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"round": str(round)})
+    partial.replace(path)
+
+
+def load_personal(path: Path, personal: Mapping[str, PersonalRows]) -> None:
+    """Takes up personal rows that ``save_personal`` wrote.
+
+    Raises:
+        RunError: If they are missing.
+    """
+    if not personal:
+        return
+    if not path.is_file():
+        raise RunError(f"cannot resume: the node's personal rows are missing ({path})")
+    tensors = load_file(path)
+    for name, rows in personal.items():
+        rows.points.copy_(tensors[f"{name}/points"])
+        rows.known.copy_(tensors[f"{name}/known"])
+
+
+def hosted_range(num_clients: int, node: int, num_nodes: int) -> tuple[int, int]:
+    """First and last-but-one client of a node: contiguous ranges, as even as they get.
+
+    >>> [hosted_range(5, node, 2) for node in range(2)]
+    [(0, 3), (3, 5)]
+    """
+    bounds = np.linspace(0, num_clients, num_nodes + 1)
+    return int(np.ceil(bounds[node])), int(np.ceil(bounds[node + 1]))

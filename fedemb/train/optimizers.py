@@ -1,0 +1,146 @@
+"""Local optimisers: one step on the rows that a batch looked up, state per row.
+
+State lives for one round: a client keeps nothing between rounds. Repeated rows in a batch are added up
+before the step. On a curved table a step is an exponential map; Adagrad and Adam accumulate in
+the orthonormal frame at the row's current point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedemb.manifolds import Euclidean
+from fedemb.train.ragged import add_rows_, localise
+from fedemb.types import Manifold
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """The rows of one table that a cohort trains.
+
+    Attributes:
+        points: ``(rows, coordinates)``, changed in place.
+        manifold: The space that they live in.
+        state: Per-row state of the optimiser, created at the first step.
+    """
+
+    points: Tensor
+    manifold: Manifold
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+class LocalOptimizer(Protocol):
+    def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+        """Moves ``parameter.points`` in place.
+
+        Args:
+            parameter: Where to.
+            rows: ``(lookups,)`` positions in ``points``; may repeat.
+            gradient: ``(lookups, coordinates)`` of the summed loss, with respect to coordinates.
+            learning_rate: Step size.
+        """
+        ...
+
+
+def _state(parameter: Parameter, name: str, width: int) -> Tensor:
+    if name not in parameter.state:
+        points = parameter.points
+        parameter.state[name] = points.new_zeros((len(points), width))
+    return parameter.state[name]
+
+
+def _summed(parameter: Parameter, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Unique rows and the sum of each one's gradients."""
+    unique, position = localise(rows, len(parameter.points))
+    total = gradient.new_zeros((len(unique), gradient.shape[1]))
+    return unique, add_rows_(total, position, gradient)
+
+
+def _move(parameter: Parameter, rows: Tensor, start: Tensor, frame_step: Tensor) -> None:
+    manifold = parameter.manifold
+    end = manifold.project(manifold.exp(start, manifold.from_frame(start, frame_step)))
+    parameter.points[rows] = end
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Riemannian stochastic gradient descent; plain SGD on a Euclidean table.
+
+    Reference: Bonnabel, "Stochastic gradient descent on Riemannian manifolds", IEEE TAC 2013, eq. (2).
+    """
+
+    def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+        manifold = parameter.manifold
+        if isinstance(manifold, Euclidean):
+            add_rows_(parameter.points, rows, gradient * -learning_rate)
+            return
+        unique, total = _summed(parameter, rows, gradient)
+        start = parameter.points.index_select(0, unique)
+        tangent = manifold.riemannian_gradient(start, total).mul_(-learning_rate)
+        parameter.points[unique] = manifold.project(manifold.exp(start, tangent))
+
+
+@dataclass(frozen=True)
+class Adagrad:
+    """Adagrad per coordinate of the rows that were looked up.
+
+    Reference: Duchi, Hazan, Singer, "Adaptive Subgradient Methods", JMLR 2011, figure 1.
+    """
+
+    epsilon: float = 1e-10
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0:
+            raise ValueError(f"train.optimizer.epsilon must be > 0, got {self.epsilon}; 1e-10 is usual")
+
+    def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+        unique, total = _summed(parameter, rows, gradient)
+        start = parameter.points.index_select(0, unique)
+        manifold = parameter.manifold
+        frame = manifold.to_frame(start, manifold.riemannian_gradient(start, total))
+        squares = _state(parameter, "squares", frame.shape[1])
+        grown = squares.index_select(0, unique).addcmul_(frame, frame)
+        squares[unique] = grown
+        _move(parameter, unique, start, frame.div_(grown.sqrt_().add_(self.epsilon)).mul_(-learning_rate))
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam whose moments and step count belong to the row: a row ages only when it is looked up.
+
+    Reference: Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1; the
+    count per row replaces the global step in the bias correction.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"train.optimizer.{name} must be in [0, 1), got {value}")
+        if not self.epsilon > 0:
+            raise ValueError(f"train.optimizer.epsilon must be > 0, got {self.epsilon}; 1e-8 is usual")
+
+    def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+        unique, total = _summed(parameter, rows, gradient)
+        start = parameter.points.index_select(0, unique)
+        manifold = parameter.manifold
+        frame = manifold.to_frame(start, manifold.riemannian_gradient(start, total))
+        mean, square = _state(parameter, "mean", frame.shape[1]), _state(parameter, "square", frame.shape[1])
+        age = _state(parameter, "age", 1)
+        m = mean.index_select(0, unique).mul_(self.beta1).add_(frame, alpha=1 - self.beta1)
+        v = square.index_select(0, unique).mul_(self.beta2).addcmul_(frame, frame, value=1 - self.beta2)
+        t = age.index_select(0, unique).add_(1)
+        mean[unique], square[unique], age[unique] = m, v, t
+        corrected = v.div_(1 - torch.pow(self.beta2, t)).sqrt_().add_(self.epsilon)
+        _move(parameter, unique, start, m.div_(1 - torch.pow(self.beta1, t)).div_(corrected).mul_(-learning_rate))
+
+
+OPTIMIZERS: Mapping[str, type[SGD] | type[Adagrad] | type[Adam]] = {"sgd": SGD, "adagrad": Adagrad, "adam": Adam}

@@ -1,0 +1,363 @@
+"""The vocabulary of fedemb: protocols and frozen dataclasses, no logic.
+
+The first axis of whatever concerns clients is the clients of a cohort. What differs in length
+from client to client is *ragged*: concatenated values plus ``offsets`` of shape ``(clients + 1,)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, dtype
+
+if TYPE_CHECKING:
+    from fedemb.data.shards import Shards
+    from fedemb.data.vocabulary import Vocabulary
+
+Int64 = npt.NDArray[np.int64]
+Float = npt.NDArray[np.floating[Any]]
+Batch = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Manifold(Protocol):
+    """A space that the rows of a table live in. Points carry coordinates on their last axis.
+
+    A *tangent* vector at ``x`` has as many coordinates as ``x``. A *frame* vector has ``dim``
+    coordinates in an orthonormal basis of the tangent space at ``x``, so that its Euclidean norm
+    is the Riemannian norm of the tangent vector: updates travel in that form.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def curvature(self) -> float:
+        """Sectional curvature: 0 for Euclidean, negative for hyperbolic spaces."""
+        ...
+
+    @property
+    def dtype(self) -> dtype: ...
+    def num_coordinates(self, dim: int) -> int: ...
+    def origin(self, dim: int) -> Tensor: ...
+    def project(self, x: Tensor) -> Tensor: ...
+    def exp(self, x: Tensor, tangent: Tensor) -> Tensor: ...
+    def log(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def distance(self, x: Tensor, y: Tensor) -> Tensor: ...
+    def norm(self, x: Tensor, tangent: Tensor) -> Tensor: ...
+    def transport(self, x: Tensor, y: Tensor, tangent: Tensor) -> Tensor: ...
+    def riemannian_gradient(self, x: Tensor, gradient: Tensor) -> Tensor: ...
+    def to_frame(self, x: Tensor, tangent: Tensor) -> Tensor: ...
+    def from_frame(self, x: Tensor, frame: Tensor) -> Tensor: ...
+    def centroid(self, points: Tensor, weights: Tensor) -> Tensor: ...
+    def centroid_terms(self, points: Tensor) -> Tensor: ...
+    def centroid_from_sum(self, total: Tensor) -> Tensor: ...
+    def to_ball(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows keyed by entity.
+
+    Attributes:
+        name: Its name, unique within a task.
+        num_rows: Rows of a shared table; rows *per client* of a personal one.
+        dim: Dimensions of the manifold (a Lorentz row stores ``dim + 1`` coordinates).
+        manifold: The space of the rows.
+        init_scale: Rows start as ``exp_origin(u)``: ``u`` uniform in ``[-init_scale, init_scale]``
+            per frame coordinate.
+        shared: Whether the server holds it; a personal table never leaves its client.
+        entity: The vocabulary that names the rows.
+    """
+
+    name: str
+    num_rows: int
+    dim: int
+    manifold: Manifold
+    init_scale: float
+    shared: bool = True
+    entity: str = "item"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A small parameter that every client holds whole, uniform in ``[-init_scale, init_scale]``."""
+
+    name: str
+    shape: tuple[int, ...]
+    init_scale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Which sampled candidates a client knows to be true answers.
+
+    The trainer adds a boolean column ``known`` ``(examples, candidates)``: whether the client's own
+    examples hold the pair of the example's ``query`` and the candidate. It makes an example's loss depend on the
+    client's other examples, so it cannot stand together with example-level differential privacy.
+
+    Attributes:
+        query: Column of the question; None where the client itself is the question.
+        answer: Column of true answers.
+        candidates: Column ``(examples, candidates)`` that ``sample`` drew.
+    """
+
+    query: str | None
+    answer: str
+    candidates: str
+
+
+class Task(Protocol):
+    """What is learnt: tables, and a loss *per example* from the vectors that the example looks up.
+
+    ``examples``, ``sample``, ``lookup`` and ``loss`` are pure. An example's loss depends on that
+    example alone, never on its batch.
+    """
+
+    @property
+    def tables(self) -> tuple[Table, ...]: ...
+    @property
+    def dense(self) -> tuple[Dense, ...]: ...
+    @property
+    def num_draws(self) -> int:
+        """Uniform random numbers that an example is given anew in each epoch."""
+        ...
+
+    @property
+    def exclusion(self) -> Exclusion | None:
+        """Candidates that are not negatives after all, if the task wants to know."""
+        ...
+
+    def examples(self, shards: Shards) -> Shards:
+        """Turns clients' data into clients' training examples (windows over a sequence, say)."""
+        ...
+
+    def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
+        """Adds what is random: ``uniforms`` ``(examples, num_draws)`` in [0, 1).
+
+        A boolean column ``keep`` in the result drops examples from this epoch.
+        """
+        ...
+
+    def lookup(self, batch: Batch) -> dict[str, Tensor]:
+        """Row ids ``(examples, k)`` for each table; for a personal table, ids within the client."""
+        ...
+
+    def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Loss ``(examples,)`` from ``vectors`` ``(examples, k, coordinates)``.
+
+        ``dense[name]`` is ``(examples, *shape)``: the copy of the example's client.
+        """
+        ...
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """A task that can rank a catalogue for a client."""
+
+    @property
+    def catalogue(self) -> str:
+        """Name of the entity whose whole vocabulary is ranked."""
+        ...
+
+    def scores(
+        self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards
+    ) -> Tensor:
+        """Scores ``(clients, catalogue)`` of every item for each client of ``history``.
+
+        ``personal[name]`` is ``(clients, num_rows, coordinates)``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class RowUpdates:
+    """What a cohort did to one table: ragged by client, rows sorted and unique in each client.
+
+    Attributes:
+        rows: ``(touched,)`` int64.
+        values: ``(touched, dim)`` log of trained at received, in frame coordinates.
+        counts: ``(touched,)`` how often the client's training examples looked the row up.
+        offsets: ``(clients + 1,)`` int64.
+    """
+
+    rows: Tensor
+    values: Tensor
+    counts: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Trained minus received, for each client of a cohort.
+
+    Attributes:
+        clients: ``(clients,)`` int64 client ids, ascending.
+        tables: Per shared table.
+        dense: ``(clients, *shape)`` per dense parameter.
+        weights: ``(clients,)`` weight of each client; the stage ``weight`` sets it.
+        metrics: ``(clients,)`` per name: ``examples`` (trained on, all epochs) and ``loss`` (summed).
+    """
+
+    clients: Int64
+    tables: Mapping[str, RowUpdates]
+    dense: Mapping[str, Tensor]
+    weights: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RowTotal:
+    """Sum of updates of one table: ``rows`` ascending ``(touched,)``, ``steps`` ``(touched, dim)``."""
+
+    rows: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Total:
+    """What the aggregator hands to the server optimiser: one step per touched row, in frame coordinates."""
+
+    tables: Mapping[str, RowTotal]
+    dense: Mapping[str, Tensor]
+    num_clients: int
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """A directed acyclic graph of ``is-a`` edges over one vocabulary.
+
+    Attributes:
+        child, parent: ``(pairs,)`` int64: every pair of the transitive closure.
+        depth: ``(nodes,)`` int64: longest path up to a root, 0 for roots.
+        direct: ``(pairs,)`` bool: whether the pair is an edge of the transitive reduction.
+    """
+
+    child: Int64
+    parent: Int64
+    depth: Int64
+    direct: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Prepared data: everything that a run needs to know about its clients' examples.
+
+    Attributes:
+        train: Training examples of all clients.
+        vocabularies: Names of the rows, per entity.
+        clients: Names of the clients, in the order of the shards; None where they have no names.
+        held_out: Evaluation splits by name (``validation``, ``test``): same clients, same order.
+        taxonomy: The graph behind the examples, where there is one.
+        entity_of: The vocabulary that each id column of the shards refers to.
+        counts: What was read, dropped and why, for the summary (``rows_read``, ``rows_cancelled``...).
+        truth: What a generator knows and a file does not (``item_cluster``...).
+    """
+
+    train: Shards
+    vocabularies: Mapping[str, Vocabulary]
+    clients: Vocabulary | None = None
+    held_out: Mapping[str, Shards] = field(default_factory=dict)
+    taxonomy: Taxonomy | None = None
+    entity_of: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    truth: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where data come from. ``seed`` drives whatever is random in reading and partitioning."""
+
+    def load(self, partition: Partition, seed: int) -> Dataset: ...
+
+
+class Partition(Protocol):
+    """Makes clients where data have none."""
+
+    def assign(
+        self, columns: Mapping[str, npt.NDArray[Any]], taxonomy: Taxonomy | None, seed: int
+    ) -> tuple[Int64, tuple[str, ...] | None]:
+        """Client of each example ``(examples,)``, and the clients' names where they have any."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Result of an evaluation.
+
+    Attributes:
+        metrics: Over everything evaluated.
+        per_client: ``(clients,)`` per name; NaN where a client has nothing to evaluate.
+        clients: ``(clients,)`` ids.
+    """
+
+    metrics: Mapping[str, float]
+    per_client: Mapping[str, Float]
+    clients: Int64
+
+
+class Evaluation(Protocol):
+    """Measures a model. ``on_clients``: whether it needs clients' own data and runs where these are."""
+
+    @property
+    def on_clients(self) -> bool: ...
+    def __call__(
+        self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64
+    ) -> Evaluated:
+        """``tables`` holds shared tables and dense parameters by name, ``personal[name]`` is
+        ``(clients, num_rows, coordinates)``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage may know: the round and the clip-free facts about the model."""
+
+    seed: int
+    round: int
+
+
+class Stage(Protocol):
+    """Both halves of one thing on an update's way: client half in order, server half in reverse."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bounded(self) -> bool:
+        """Whether the whole update's norm is bounded after it."""
+        ...
+
+    def on_clients(self, updates: Updates, context: StageContext) -> Updates: ...
+    def on_server(self, total: Total, context: StageContext) -> Total: ...
+
+
+class Aggregator(Protocol):
+    """Turns a cohort's updates into a total. ``add`` may be called many times a round."""
+
+    def add(self, updates: Updates, tables: Mapping[str, Tensor]) -> None: ...
+    def finish(self, tables: Mapping[str, Tensor]) -> Total: ...
+
+
+class CohortSampler(Protocol):
+    """Who takes part in a round: ``(cohort,)`` ascending client ids."""
+
+    def __call__(self, seed: int, round: int, eligible: Int64) -> Int64: ...
+
+
+class ServerOptimizer(Protocol):
+    """One step per touched row, in place; state per row, so untouched rows cost nothing."""
+
+    def step(self, tables: Mapping[str, Tensor], dense: Mapping[str, Tensor], total: Total) -> None: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def restore(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class MetricsSink(Protocol):
+    """Something that is told about each round as it happens (a log, a progress bar)."""
+
+    def __call__(self, line: Mapping[str, Any]) -> None: ...
+
+

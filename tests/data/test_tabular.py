@@ -1,0 +1,181 @@
+"""Reading named columns: values, counts, and what is said about bad files."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedemb.data.tabular import locate, read_columns
+from fedemb.errors import DataError
+
+EDGE = {"child": "a", "parent": "b", "client": None}
+
+
+def written(folder: Path, content: bytes | str, name: str = "rows.csv") -> Path:
+    path = folder / name
+    content = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+def rows(path: Path, columns: dict[str, str | None] = EDGE, **settings: Any) -> list[dict[str, Any]]:
+    return [row for batch in read_columns(path, columns, **settings) for row in batch.to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", "b,extra,a\r\n2,x,1\r\n,y,3\r\n"),
+        ("rows.csv", "\ufeffb,a\n2,1\n\n,3"),
+        ("rows.csv.gz", 'a,b\n1,2\n3,""\n'),
+        ("rows.tsv", "a\tb\n1\t2\n3\t\n"),
+        ("rows.tsv.gz", "a\tb\n1\t2\n3\t\n"),
+    ],
+)
+def test_text_files_of_all_kinds_give_the_same_rows(tmp_path: Path, name: str, content: str) -> None:
+    expected = [{"child": "1", "parent": "2"}, {"child": "3", "parent": None}]
+    assert rows(written(tmp_path, content, name)) == expected
+
+
+def test_parquet_keeps_native_types_and_text_stays_text(tmp_path: Path) -> None:
+    table = {"a": pa.array(["x", "", None]).dictionary_encode(), "b": pa.array([1, 2, None], pa.int32())}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    batches = list(read_columns(tmp_path / "rows.parquet", {**EDGE, "again": "b"}))
+    assert batches[0].schema.field("parent").type == pa.int32()
+    assert pa.Table.from_batches(batches).to_pydict() == {
+        "child": ["x", None, None],
+        "parent": [1, 2, None],
+        "again": [1, 2, None],
+    }
+    text = written(tmp_path, "a,b\n001,NA\nnull,1e3\n")
+    assert rows(text) == [{"child": "001", "parent": "NA"}, {"child": "null", "parent": "1e3"}]
+
+
+def test_large_files_come_in_batches(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,b\n" + "".join(f"{i},{i}\n" for i in range(5_000)))
+    batches = list(read_columns(path, EDGE, batch_bytes=4_096))
+    assert len(batches) > 5
+    assert [row["child"] for batch in batches for row in batch.to_pylist()] == [str(i) for i in range(5_000)]
+    pq.write_table(pa.table({"a": list(range(5_000)), "b": list(range(5_000))}), tmp_path / "rows.parquet")
+    batches = list(read_columns(tmp_path / "rows.parquet", EDGE, batch_bytes=4_096))
+    assert len(batches) > 5
+    assert sum(batch.num_rows for batch in batches) == 5_000
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=20))
+def test_whatever_a_csv_writer_writes_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "rows.csv"
+    clean = [tuple(cell.replace("\x00", "").replace("\r", "") or "x" for cell in pair) for pair in pairs]
+    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *clean])
+    encoded = [tuple(cell.encode(errors="replace").decode() for cell in pair) for pair in clean]
+    assert [(row["child"], row["parent"]) for row in rows(path)] == encoded
+
+
+def test_roles_without_a_column(tmp_path: Path) -> None:
+    path = written(tmp_path, "a,b\n1,2\n")
+    assert rows(path, {"child": "a", "time": "when"}, optional=frozenset({"time"})) == [{"child": "1"}]
+    assert rows(path, {"child": "a", "parent": None}) == [{"child": "1"}]
+    assert rows(path, {"first": "x", "second": "y"}, names=["x", "y"])[0] == {"first": "a", "second": "b"}
+
+
+def test_bad_rows_are_counted_and_the_first_is_located(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path, 'a,b\n1,2\n\n"x\ny",3\n4\n5,6,7\n"",8\n9,\n,\n')
+    counts = {"rows_read": 100}
+    with caplog.at_level(logging.WARNING, logger="fedemb"):
+        found = rows(path, counts=counts, required=frozenset({"child", "parent"}))
+    assert found == [{"child": "1", "parent": "2"}, {"child": "x\ny", "parent": "3"}]
+    assert counts == {
+        "rows_read": 107,
+        "rows_malformed": 2,
+        "rows_missing_child": 2,
+        "rows_missing_parent": 1,
+    }
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}, line 6: expected 2 cells, got 1; 2 such rows were left out",
+        f"{path}, line 8: no child in column 'a'; 2 such rows were left out",
+        f"{path}, line 9: no parent in column 'b'; 1 such rows were left out",
+    ]
+
+
+def test_locate_says_where_a_value_stands(tmp_path: Path) -> None:
+    path = written(tmp_path, 'a,b\n1,2\n"x\ny",3\n7,bad\n7,bad\n')
+    assert locate(path, "b", "bad") == f"{path}, line 5"
+    assert locate(path, "b", "absent") == str(path)
+
+
+def failure(path: Path, columns: dict[str, str | None] = EDGE, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        list(read_columns(path, columns, **settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("e.csv", "", "must have a header line and rows, found an empty file"),
+        ("e.csv", "a,b\n", "must have rows, found none"),
+        ("e.csv", "a,b\n1\n2\n", "must have rows, found 2 malformed ones only"),
+        ("e.csv", b"a,b\n1,2\n3,\xff\n", "it must be UTF-8, and line 3 is not; convert it with iconv"),
+        ("e.csv", 'a,b\n1,"2\n3,4\n', "a quote is left open, or a row is longer than a batch"),
+        ("e.parquet", b"nonsense", "cannot be read: "),
+        ("e.gz", b"", "found an empty file"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes | str, said: str) -> None:
+    path = written(tmp_path, content, name)
+    message = failure(path)
+    assert message.startswith(f"data file {path} ")
+    assert said in message
+
+
+def test_missing_folder_truncated_and_long(tmp_path: Path) -> None:
+    assert "must be an existing file, found nothing there" in failure(tmp_path / "no.csv")
+    assert "must be an existing file, found a folder" in failure(tmp_path)
+    path = written(tmp_path, "a,b\n1,2\n", "rows.csv.gz")
+    path.write_bytes(path.read_bytes()[:-9])
+    assert "cannot be read: " in failure(path)
+    assert "longer than a batch" in failure(written(tmp_path, "a,b\n1," + "2" * 3_000), batch_bytes=1_000)
+    pq.write_table(
+        pa.table({"a": pa.array([], pa.string()), "b": pa.array([], pa.string())}), tmp_path / "0.pq"
+    )
+    assert "must have rows, found none" in failure(tmp_path / "0.pq")
+
+
+def test_missing_columns_are_named_at_the_call(tmp_path: Path) -> None:
+    path = written(tmp_path, "kid,parents,kid\n1,2,3\n")
+    with pytest.raises(DataError, match="data.columns.parent") as caught:
+        read_columns(path, {"parent": "parent"})
+    assert str(caught.value) == (
+        f"data.columns.parent must name a column of {path}, got 'parent'; "
+        "there are 'kid', 'parents', 'kid'; did you mean 'parents'?"
+    )
+    assert "stands there twice" in failure(path, {"child": "kid"})
+    missing = failure(path, {"child": None}, required=frozenset({"child"}))
+    assert missing.startswith("data.columns.child must name a column")
+    assert "got null; there are 'kid', 'parents'" in missing
+    path = written(tmp_path, "a;b\n1;2\n")
+    assert "the cells seem to be separated by ';', not ','" in failure(path)
+    assert rows(path, delimiter=";") == [{"child": "1", "parent": "2"}]
+    pq.write_table(pa.table({"x": ["1"]}), tmp_path / "rows.parquet")
+    assert failure(tmp_path / "rows.parquet", {"child": "a"}).endswith("got 'a'; there are 'x'")
+
+
+def test_nothing_left_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    message = failure(written(tmp_path, "a,b\n,2\n"), required=frozenset({"child"}))
+    assert message.endswith("must have rows with child, found none")

@@ -1,0 +1,124 @@
+"""The slow, obvious way: one client after another, one batch after another, autograd on full tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedemb.data.shards import Shards
+from fedemb.seeds import bits, stream_keys, uniforms
+from fedemb.train.optimizers import SGD, Adagrad, Adam
+from fedemb.train.rows import LocalTraining
+from fedemb.types import Task
+
+
+@dataclass
+class ClientResult:
+    tables: dict[str, Tensor]
+    personal: dict[str, Tensor]
+    dense: dict[str, Tensor]
+    counts: dict[str, Tensor]
+    loss: float
+    examples: int
+
+
+def _step_rows(settings: LocalTraining, manifold, points, gradient, touched, state, rate) -> None:
+    """One optimiser step on the touched rows of a full table, row by row."""
+    for row in touched:
+        x, g = points[row], gradient[row]
+        tangent = manifold.riemannian_gradient(x, g)
+        optimizer = settings.optimizer
+        if isinstance(optimizer, SGD):
+            points[row] = manifold.project(manifold.exp(x, -rate * tangent))
+            continue
+        frame = manifold.to_frame(x, tangent)
+        entry = state.setdefault(row, {"m": 0.0, "v": 0.0, "t": 0})
+        if isinstance(optimizer, Adagrad):
+            entry["v"] = entry["v"] + frame**2
+            step = frame / (entry["v"].sqrt() + optimizer.epsilon)
+        else:
+            assert isinstance(optimizer, Adam)
+            entry["t"] += 1
+            entry["m"] = optimizer.beta1 * entry["m"] + (1 - optimizer.beta1) * frame
+            entry["v"] = optimizer.beta2 * entry["v"] + (1 - optimizer.beta2) * frame**2
+            m = entry["m"] / (1 - optimizer.beta1 ** entry["t"])
+            v = entry["v"] / (1 - optimizer.beta2 ** entry["t"])
+            step = m / (v.sqrt() + optimizer.epsilon)
+        points[row] = manifold.project(manifold.exp(x, manifold.from_frame(x, -rate * step)))
+
+
+def train_client(
+    task: Task,
+    tables: dict[str, Tensor],
+    dense: dict[str, Tensor],
+    personal: dict[str, Tensor],
+    shard: Shards,
+    client: int,
+    settings: LocalTraining,
+    seed: int,
+    round: int,
+) -> ClientResult:
+    """Trains one client on copies of the full tables (``personal``: its own rows)."""
+    from fedemb.manifolds import Euclidean
+
+    spaces = {t.name: t.manifold for t in task.tables}
+    points = {t.name: (tables if t.shared else personal)[t.name].clone() for t in task.tables}
+    own = {name: value.clone() for name, value in dense.items()}
+    states: dict[str, dict] = {name: {} for name in [*points, *own]}
+    counts = {t.name: torch.zeros(len(points[t.name])) for t in task.tables}
+    columns = {name: torch.from_numpy(np.asarray(c)) for name, c in shard.columns.items()}
+    n, total, seen = shard.num_examples, 0.0, 0
+    rate = settings.rate(round)
+    for epoch in range(settings.epochs):
+        key = stream_keys(seed, "sample", round, epoch, client)
+        draws = torch.zeros((n, task.num_draws), dtype=torch.float64)
+        for line in range(n):
+            if task.num_draws:
+                draws[line] = torch.from_numpy(uniforms(key, task.num_draws, line * task.num_draws)[0])
+        batch = dict(task.sample(columns, draws))
+        if task.exclusion:
+            e = task.exclusion
+            pairs = {
+                (int(columns[e.query][i]) if e.query else 0, int(columns[e.answer][i])) for i in range(n)
+            }
+            candidates = batch[e.candidates]
+            batch["known"] = torch.tensor(
+                [
+                    [(int(columns[e.query][i]) if e.query else 0, int(c)) in pairs for c in candidates[i]]
+                    for i in range(n)
+                ]
+            ).reshape(candidates.shape)
+        keep = batch.pop("keep", torch.ones(n, dtype=torch.bool))
+        shuffle = stream_keys(seed, "shuffle", round, epoch, client)
+        order = [i for i in range(n) if keep[i]]
+        order.sort(key=lambda i: int(bits(shuffle, 1, i)[0, 0]))
+        size = settings.batch_size or max(1, len(order))
+        for start in range(0, len(order), size):
+            lines = torch.tensor(order[start : start + size])
+            part = {name: column[lines] for name, column in batch.items()}
+            leaves = {name: value.clone().requires_grad_() for name, value in points.items()}
+            dense_leaves = {name: value.clone().requires_grad_() for name, value in own.items()}
+            ids = task.lookup(part)
+            vectors = {name: leaves[name][ids[name]] for name in points}
+            expanded = {name: v.expand(len(lines), *v.shape) for name, v in dense_leaves.items()}
+            loss = task.loss(vectors, expanded, part)
+            total += float(loss.detach().sum())
+            seen += len(lines)
+            weights = part["weight"] if "weight" in part else torch.ones_like(loss)
+            (loss * weights / len(lines)).sum().backward()
+            for name in points:
+                touched = sorted(set(ids[name].flatten().tolist()))
+                counts[name] += torch.bincount(ids[name].flatten(), minlength=len(points[name]))
+                with torch.no_grad():
+                    _step_rows(settings, spaces[name], points[name], leaves[name].grad, touched, states[name], rate)
+            for name in own:
+                gradient = dense_leaves[name].grad
+                flat, grad = own[name].view(1, -1), gradient.reshape(1, -1)
+                with torch.no_grad():
+                    _step_rows(settings, Euclidean(flat.dtype), flat, grad, [0], states[name], rate)
+    shared = {t.name: points[t.name] for t in task.tables if t.shared}
+    private = {t.name: points[t.name] for t in task.tables if not t.shared}
+    return ClientResult(shared, private, own, counts, total, seen)

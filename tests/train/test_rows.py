@@ -1,0 +1,186 @@
+"""A cohort trained at once equals its clients trained one after another with autograd on full tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from fedemb.data.shards import Shards, offsets_of
+from fedemb.manifolds import Euclidean
+from fedemb.tasks.factorization import Factorization
+from fedemb.tasks.hierarchical import Hierarchical
+from fedemb.tasks.skipgram import Skipgram
+from fedemb.train.initial import initial_dense, initial_table
+from fedemb.train.optimizers import SGD, Adagrad, Adam
+from fedemb.train.personal import personal_rows
+from fedemb.train.rows import LocalTraining, concatenate, train_cohort
+from fedemb.types import Dense, Exclusion, Table, Task
+from tests.reference import train_client
+
+NUM_ITEMS, SIZES = 23, np.array([7, 0, 1, 12, 5])
+
+
+@dataclass(frozen=True)
+class Double:
+    """A task whose Euclidean tables are float64, so that equality can be asked for to 1e-9."""
+
+    inner: Task
+    tables: tuple[Table, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        tables = tuple(
+            replace(t, manifold=Euclidean(torch.float64)) if isinstance(t.manifold, Euclidean) else t
+            for t in self.inner.tables
+        )
+        object.__setattr__(self, "tables", tables)
+
+    def __getattr__(self, name: str):
+        return getattr(self.inner, name)
+
+
+@dataclass(frozen=True)
+class WithDense:
+    """A table behind a dense map and bias: what later families of embeddings need."""
+
+    tables: tuple[Table, ...] = (Table("item", NUM_ITEMS, 4, Euclidean(torch.float64), 0.5),)
+    dense: tuple[Dense, ...] = (Dense("map", (4, 4), 0.5), Dense("bias", (), 0.1))
+    num_draws: int = 2
+    exclusion: Exclusion | None = None
+
+    def examples(self, shards: Shards) -> Shards:
+        return shards
+
+    def sample(self, batch: Mapping[str, Tensor], uniforms: Tensor) -> Mapping[str, Tensor]:
+        return {**batch, "negatives": (uniforms[:, :1] * NUM_ITEMS).long(), "keep": uniforms[:, 1] < 0.8}
+
+    def lookup(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"item": torch.cat((batch["left"][:, None], batch["right"][:, None], batch["negatives"]), 1)}
+
+    def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        item = vectors["item"]
+        mapped = torch.einsum("nd,nde->ne", item[:, 0], dense["map"].to(item))
+        scores = torch.einsum("ne,nke->nk", mapped, item[:, 1:]) + dense["bias"].to(item)[:, None]
+        return softplus(-scores[:, 0]) + softplus(scores[:, 1])
+
+
+def shards(*names: str) -> Shards:
+    rng = np.random.default_rng(1)
+    total = int(SIZES.sum())
+    columns = {name: rng.integers(0, NUM_ITEMS, total) for name in names}
+    if "right" in names:
+        columns["label"] = (rng.random(total) < 0.7).astype(np.float32)
+    if "child" in names:
+        columns["parent"] = (columns["child"] + 1 + rng.integers(0, 5, total)) % NUM_ITEMS
+    columns["weight"] = rng.random(total).astype(np.float32) + 0.5
+    return Shards(columns, offsets_of(SIZES))
+
+
+def cdf() -> Tensor:
+    return torch.linspace(1 / NUM_ITEMS, 1, NUM_ITEMS, dtype=torch.float64)
+
+
+PAIRS = ("left", "right")
+TASKS = {
+    "poincare": (lambda: Hierarchical(NUM_ITEMS, 3, "poincare", negatives=6, init_scale=0.3), ("child", "parent")),
+    "lorentz": (lambda: Hierarchical(NUM_ITEMS, 3, "lorentz", -0.7, 6, 0.3), ("child", "parent")),
+    "euclidean": (lambda: Double(Hierarchical(NUM_ITEMS, 3, "euclidean", -1, 6, 0.3)), ("child", "parent")),
+    "skipgram": (lambda: Double(Skipgram(NUM_ITEMS, cdf(), (torch.full((NUM_ITEMS,), 0.8),) * 2, 4, 3, False, 2)), PAIRS),
+    "tied": (lambda: Double(Skipgram(NUM_ITEMS, cdf(), None, 4, 0, True, 2)), PAIRS),
+    "bpr": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "bpr", True, 0.3)), ("item",)),
+    "logistic": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "logistic", False, 0.3)), ("item",)),
+    "dense": (WithDense, PAIRS),
+}
+
+
+def run(task: Task, data: Shards, settings: LocalTraining, clients: np.ndarray, round: int = 3):
+    tables = {t.name: initial_table(t, 0) for t in task.tables if t.shared}
+    dense = {d.name: initial_dense(d, 0).double() for d in task.dense}
+    personal = personal_rows(task.tables, 0, 9)
+    before = {name: value.clone() for name, value in {**tables, **dense}.items()}
+    cohort = train_cohort(task, tables, dense, personal, task.examples(data), clients, settings, 5, round)
+    updates = concatenate(list(cohort))
+    for name, value in {**tables, **dense}.items():
+        assert torch.equal(value, before[name]), "what the server sent was changed"
+    return tables, dense, personal, updates
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), Adagrad(), Adam()], ids=["sgd", "adagrad", "adam"])
+@pytest.mark.parametrize("batch_size", [3, 0])
+@pytest.mark.parametrize("name", TASKS)
+def test_cohort_equals_sequential_loop(name: str, batch_size: int, optimizer) -> None:
+    make, columns = TASKS[name]
+    task, data = make(), shards(*columns)
+    settings = LocalTraining(optimizer, 2, batch_size, 0.4, burn_in_rounds=4, burn_in_factor=0.5)
+    clients = np.array([0, 2, 3, 6, 8])
+    tables, dense, personal, updates = run(task, data, settings, clients)
+    fresh = personal_rows(task.tables, 0, 9)
+    for position, client in enumerate(clients):
+        own = {n: rows.of(np.array([client]), 5)[0] for n, rows in fresh.items()}
+        shard = task.examples(data).take(np.array([position]))
+        expected = train_client(task, tables, dense, own, shard, int(client), settings, 5, 3)
+        for table in task.tables:
+            if not table.shared:
+                after = personal[table.name].of(np.array([client]), 5)[0]
+                torch.testing.assert_close(after, expected.personal[table.name], rtol=1e-8, atol=1e-9)
+                continue
+            rows = updates.tables[table.name]
+            a, b = int(rows.offsets[position]), int(rows.offsets[position + 1])
+            touched = torch.nonzero(expected.counts[table.name]).view(-1)
+            assert torch.equal(rows.rows[a:b], touched)
+            torch.testing.assert_close(rows.counts[a:b].float(), expected.counts[table.name][touched])
+            start = tables[table.name][touched]
+            end = table.manifold.exp(start, table.manifold.from_frame(start, rows.values[a:b]))
+            torch.testing.assert_close(end, expected.tables[table.name][touched], rtol=1e-8, atol=1e-9)
+        for part in task.dense:
+            end = dense[part.name] + updates.dense[part.name][position]
+            torch.testing.assert_close(end, expected.dense[part.name], rtol=1e-8, atol=1e-9)
+        assert updates.metrics["examples"][position] == expected.examples
+        assert float(updates.metrics["loss"][position]) == pytest.approx(expected.loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_chunks_and_company_do_not_matter(name: str) -> None:
+    make, columns = TASKS[name]
+    task, data = make(), shards(*columns)
+    clients = np.array([0, 2, 3, 6, 8])
+    settings = LocalTraining(SGD(), 2, 3, 0.3)
+    _, _, personal, whole = run(task, data, settings, clients)
+    _, _, personal_chunks, chunked = run(task, data, replace(settings, chunk_bytes=1), clients)
+    assert np.array_equal(whole.clients, chunked.clients)
+    for table, rows in whole.tables.items():
+        other = chunked.tables[table]
+        assert torch.equal(rows.rows, other.rows) and torch.equal(rows.offsets, other.offsets)
+        assert torch.equal(rows.counts, other.counts)
+        torch.testing.assert_close(rows.values, other.values, rtol=1e-12, atol=1e-14)
+    for part in task.dense:
+        torch.testing.assert_close(whole.dense[part.name], chunked.dense[part.name], rtol=1e-12, atol=1e-14)
+    for table in personal:
+        torch.testing.assert_close(personal[table].points, personal_chunks[table].points, rtol=1e-12, atol=1e-14)
+
+
+def test_pooled_data_keep_personal_rows_and_known_answers_apart() -> None:
+    task = TASKS["bpr"][0]()
+    data = shards("item")
+    pooled = task.examples(data.pooled())
+    settings = LocalTraining(SGD(), 1, 4, 0.3)
+    tables = {t.name: initial_table(t, 0) for t in task.tables if t.shared}
+    personal = personal_rows(task.tables, 0, data.num_clients)
+    start = personal_rows(task.tables, 0, data.num_clients)["client"].of(np.arange(5), 5)
+    list(train_cohort(task, tables, {}, personal, pooled, np.array([0]), settings, 5, 1))
+    moved = (personal["client"].of(np.arange(5), 5) != start).flatten(1).any(1)
+    assert moved.tolist() == (SIZES > 0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"epochs": 0}, "train.epochs"), ({"learning_rate": 0.0}, "train.learning_rate"), ({"batch_size": -1}, "train.batch_size")],
+)
+def test_settings_out_of_range(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LocalTraining(**{"optimizer": SGD(), "epochs": 1, "batch_size": 1, "learning_rate": 1.0, **change})
