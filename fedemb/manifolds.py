@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fedemb.errors import SettingError
 from fedemb.types import Manifold
@@ -405,8 +404,8 @@ class _PoincareDistance(torch.autograd.Function):
         return _arcosh(excess, sinh, c)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        _refuse_second_derivative()
         x, y, a, b, half, excess, sinh = ctx.saved_tensors
         slope = _slope(gradient, sinh).mul_(2 * math.sqrt(ctx.c))
         pull = (y - x).mul_(slope / half)
@@ -431,8 +430,8 @@ class _LorentzDistance(torch.autograd.Function):
         return _arcosh(pair.excess, sinh, c)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        _refuse_second_derivative()
         x, y, alpha, beta, lead, excess, sinh = ctx.saved_tensors
         slope = _slope(gradient, sinh).mul_(math.sqrt(ctx.c))
         # Whole points are faster to work on than their space coordinates; the time is discarded in the end.
@@ -441,6 +440,14 @@ class _LorentzDistance(torch.autograd.Function):
         gradient_x = _to_chart_(-pull.sum_to_size(x.shape), x, outward, alpha, ctx.c)
         gradient_y = _to_chart_(pull.sum_to_size(y.shape), y, outward, beta, ctx.c)
         return gradient_x, gradient_y, None
+
+
+def _refuse_second_derivative() -> None:
+    """Raises where autograd records the backward pass: its result would silently count as constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "distance has a first derivative only, got create_graph=True; leave it out, or use norm(x, log(x, y))"
+        )
 
 
 def _to_chart_(pull: Tensor, x: Tensor, outward: Tensor, alpha: Tensor, c: float) -> Tensor:

@@ -159,7 +159,9 @@ def test_project_keeps_points_and_is_idempotent(space: Manifold) -> None:
 @every_space
 def test_project_passes_nan(space: Manifold) -> None:
     for position in range(space.num_coordinates(DIM)):
-        x = place(space, draw(3)).index_put((torch.tensor(1), torch.tensor(position)), torch.tensor(math.nan))
+        x = place(space, draw(3)).index_put(
+            (torch.tensor(1), torch.tensor(position)), torch.tensor(math.nan, dtype=torch.float64)
+        )
         assert space.project(x).isnan().any(-1).tolist() == [False, True, False]
 
 
@@ -364,12 +366,11 @@ def test_exp_and_log_have_gradients_where_nothing_moves(space: Manifold) -> None
     close(jacobian @ v, v)
 
 
-def test_distance_has_no_silent_second_derivative() -> None:
+def test_distance_refuses_a_second_derivative() -> None:
     for space in (Poincare(), Lorentz()):
         x = place(space, draw(2, seed=1)).requires_grad_()
-        (first,) = torch.autograd.grad(space.distance(x, x.detach().flip(0)).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            torch.autograd.grad(first.sum(), x)
+        with pytest.raises(RuntimeError, match="first derivative only"):
+            torch.autograd.grad(space.distance(x, x.detach().flip(0)).sum(), x, create_graph=True)
 
 
 # --- second implementations -----------------------------------------------------------------------------
@@ -391,12 +392,12 @@ def test_agrees_with_geoopt(space: Manifold) -> None:
     close(space.distance(x, y), other.dist(x, y), 1e-7)
     close(space.transport(x, y, v), other.transp(x, y, v), 1e-7)
     close(space.project(x), other.projx(x), 1e-12)
-    close(inner(space, x, v, v), other.inner(x, v, v).reshape(100), 1e-7)
+    close(inner(space, x, v, v), other.inner(x, v, v, keepdim=True).squeeze(-1), 1e-7)
     gradient = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(4))
     close(space.riemannian_gradient(x, gradient), other.egrad2rgrad(x, gradient), 1e-7)
 
 
-@pytest.mark.parametrize(("ball", "sheet"), zip(BALLS, SHEETS, strict=True), ids=[str(c) for c in CURVATURES])
+@pytest.mark.parametrize(("ball", "sheet"), list(zip(BALLS, SHEETS, strict=True)), ids=map(str, CURVATURES))
 def test_both_models_are_one_space(ball: Poincare, sheet: Lorentz) -> None:
     first, second, step = (draw(50, seed=seed) for seed in (1, 2, 3))
     x, y = place(ball, first), place(ball, second)
@@ -507,7 +508,7 @@ def test_far_centroid(space: Manifold, radius: float) -> None:
     radius /= rate(space)
     x = place(space, radius * unit(draw(20, seed=1)))
     close(space.distance(space.centroid(x.unsqueeze(-2), torch.ones(20, 1)), x), 0.0, 1e-3)
-    frames = draw(20, 3, seed=2)
+    frames = 0.5 * draw(20, 3, seed=2)
     frames = torch.cat((frames, -frames), dim=1)  # symmetric around x, whose centroid is therefore x
     around = space.exp(x.unsqueeze(1), space.from_frame(x.unsqueeze(1), frames))
     close(space.distance(space.centroid(around, torch.ones(20, 6)), x), 0.0, 1e-3)
@@ -515,12 +516,11 @@ def test_far_centroid(space: Manifold, radius: float) -> None:
 
 @every_hyperbolic
 def test_steps_end_inside_the_largest_radius(space: Manifold) -> None:
-    limit = 23.7 / rate(space)
-    assert math.isclose(limit * rate(space), math.log(2 / 1e-10 - 1), rel_tol=1e-3)
+    limit = math.log(2 / 1e-10 - 1) / rate(space)
     direction = unit(draw(20, seed=1))
-    for length in (limit, 50.0, 1e3, 1e8):
+    for length in (limit, 2 * limit, 1e3, 1e8):
         x = place(space, length * direction)
-        close(space.distance(space.origin(DIM), x), math.log(2 / 1e-10 - 1) / rate(space), 1e-4)
+        close(space.distance(space.origin(DIM), x), limit, 1e-4)
         close(unit(space.to_ball(x)), direction)
         across = space.exp(x, space.from_frame(x, -1e8 * direction))
         assert across.isfinite().all()

@@ -69,9 +69,10 @@ def assemble(
         arrange: Puts a block's lines of each client in order; tells how many duplicates it dropped.
         assembly: The settings.
         seed: Of what is held out at random.
-        counts: Is added ``<entity>s_read``, ``clients_read``, ``duplicates``, and per part ``<part>_events``, ``<part>_out_of_vocabulary``
-            and ``<part>_of_unseen_clients``; ``clients``, ``clients_without_training`` and
-            ``clients_below_min_count``; ``<entity>s_below_min_count``.
+        counts: Is added ``<entity>s_read``, ``clients_read``, ``duplicates``, and per part
+            ``<part>_events``, ``<part>_out_of_vocabulary`` and ``<part>_of_unseen_clients``;
+            ``clients``, ``clients_without_training`` and ``clients_below_min_count``;
+            ``<entity>s_below_min_count``.
 
     Raises:
         DataError: If nothing is left to train on.

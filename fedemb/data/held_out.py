@@ -60,13 +60,16 @@ class HoldOut:
         validation, test = self.fixed_cuts()
         if validation >= test and validation != NEVER:
             raise SettingError(
-                f"data.validation_from must be before data.test_from, got {self.validation_from} and {self.test_from}"
+                "data.validation_from must be before data.test_from, "
+                f"got {self.validation_from} and {self.test_from}"
             )
 
     def fixed_cuts(self) -> tuple[int, int]:
         """Where validation and test begin by the settings, in epoch seconds; NEVER for no such part."""
         return (
-            NEVER if self.validation_from is None else parse_time("data.validation_from", self.validation_from),
+            NEVER
+            if self.validation_from is None
+            else parse_time("data.validation_from", self.validation_from),
             NEVER if self.test_from is None else parse_time("data.test_from", self.test_from),
         )
 
@@ -81,7 +84,8 @@ class HoldOut:
         fixed = self.fixed_cuts()
         if times is None and fixed != (NEVER, NEVER):
             raise DataError(
-                "data.columns.time must name a column where data.test_from or data.validation_from is set, got none"
+                "data.columns.time must name a column where data.test_from or data.validation_from is set, "
+                "got none"
             )
         if times is None or self.leave_last is not None:
             return None

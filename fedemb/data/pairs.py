@@ -68,7 +68,8 @@ class Pairs:
         check_counts(self.min_count, self.min_client_count, self.vocabulary)
         if self.vocabulary is not None and not self.tied:
             raise SettingError(
-                f"data.vocabulary must be null where data.tied is false (there are two), got {self.vocabulary!r}"
+                "data.vocabulary must be null where data.tied is false (there are two), "
+                f"got {self.vocabulary!r}"
             )
         _ = self.hold_out
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -93,7 +92,7 @@ class ShardBuilder:
         with self._writing() as folder:
             if not self._files:
                 for name, column in self._empty.items():
-                    self._files[name] = open(folder / f"column_{name}.part", "wb+")  # noqa: SIM115
+                    self._files[name] = (folder / f"column_{name}.part").open("wb+")
                     _write_header(self._files[name], column, 0)
             for batch in self._batches:
                 for name, column in batch.items():
@@ -115,7 +114,7 @@ class ShardBuilder:
                 file.close()
                 Path(file.name).unlink(missing_ok=True)
             raise RunError(
-                f"shards must be written to {where}, got {error.strerror}; free space there, or set data.folder"
+                f"shards must be written to {where}, got {error.strerror}; make room there"
             ) from error
 
     def finish(self, num_clients: int) -> Shards:
@@ -146,7 +145,7 @@ class ShardBuilder:
             (folder / f"column_{CLIENT}.part").unlink()
             names = sorted(self._empty.keys() - {CLIENT})
             for name in names:
-                os.replace(folder / f"column_{name}.part", folder / f"column_{name}.npy")
+                (folder / f"column_{name}.part").replace(folder / f"column_{name}.npy")
             np.save(folder / "offsets.npy", offsets, allow_pickle=False)
             (folder / "shards.json").write_text(json.dumps({"columns": names}))
             shards = Shards.open(folder)
@@ -201,4 +200,4 @@ def _scatter(folder: Path, empty: Mapping[str, Column], offsets: Int64, memory_b
             free[owner[first]] += sizes
         target.flush()
         del target, source
-        os.replace(folder / f"column_{name}.sorted", folder / f"column_{name}.part")
+        (folder / f"column_{name}.sorted").replace(folder / f"column_{name}.part")

@@ -82,7 +82,9 @@ class Clusters:
             SettingError: If there are more clusters than items.
         """
         if num_items < num_clusters:
-            raise SettingError(f"data.num_clusters must be at most data.num_items, {num_items}, got {num_clusters}")
+            raise SettingError(
+                f"data.num_clusters must be at most data.num_items, {num_items}, got {num_clusters}"
+            )
         largest = -(-num_items // num_clusters)
         draws = uniforms(stream_keys(seed, "synthetic moves", np.arange(largest)), 2)
         moves = draws[:, 0] < drift
@@ -162,14 +164,14 @@ class Tree:
         return {"item_cluster": np.where(known, cluster, -1), "item_parent": self.parents}
 
     def items(self, cluster: Int64, draws: Float64, when: Float64, drift: float) -> Int64:
-        """Nodes ``(events,)`` of these clusters' subtrees; a node that the tree lacks is its last ancestor."""
+        """Nodes ``(events,)`` of these subtrees; a node that the tree lacks is its last ancestor."""
         largest = len(self.cdf)
         rank = _moved(zipf_ranks(draws, largest, self.cdf), when, drift, largest)
         widths = [1]  # of the levels of a subtree; the r-th node below v, level by level, is v * width + r
         while sum(widths) < largest:
             widths.append(widths[-1] * self.branching)
         level = np.searchsorted(np.cumsum(widths), rank, side="right")
-        node = (self.first + cluster) * np.array(widths)[level] + rank
+        node: Int64 = (self.first + cluster) * np.array(widths)[level] + rank
         while (beyond := node >= self.num_items).any():
             node = np.where(beyond, (node - 1) // self.branching, node)
         return node

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fedemb.data.held_out import DAY, SPLITS, TRAIN
-from fedemb.data.shards import Column, Shards, offsets_of, ragged_indices
+from fedemb.data.shards import Column, ragged_indices
 from fedemb.data.store import ShardBuilder
 from fedemb.data.structure import Clusters, Tree, distinct
 from fedemb.data.vocabulary import Vocabulary
@@ -38,7 +38,8 @@ class Synthetic:
 
     ``truth`` holds ``client_clusters (clients, clusters_per_client)`` and ``item_cluster (items,)``; of
     clusters ``item_cluster_end`` and ``item_moves_at`` (share of the time span, infinite for never); of
-    a tree ``item_parent``, and -1 as the cluster of what lies above all of them; ``item_parts (items, num_parts)``.
+    a tree ``item_parent``, and -1 as the cluster of what lies above all of them; with parts
+    ``item_parts (items, num_parts)``.
 
     Attributes:
         structure: ``clusters``, or ``tree``: a complete tree, numbered level by level from the root.
@@ -82,9 +83,9 @@ class Synthetic:
         if self.structure not in ("clusters", "tree"):
             raise SettingError(f"data.structure must be clusters or tree, got {self.structure!r}")
         for name, low in (
-            ("num_clients", 1), ("num_items", 2), ("examples_per_client", 1), ("spread", 0), ("num_clusters", 1),
-            ("clusters_per_client", 1), ("zipf", 0), ("num_parts", 0), ("branching", 2), ("days", 1),
-            ("chunk_clients", 1),
+            ("num_clients", 1), ("num_items", 2), ("examples_per_client", 1), ("spread", 0),
+            ("num_clusters", 1), ("clusters_per_client", 1), ("zipf", 0), ("num_parts", 0), ("branching", 2),
+            ("days", 1), ("chunk_clients", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value < float("inf"):
@@ -167,7 +168,7 @@ class _Draw:
         return {**self.structure.truth, **parts}
 
     def _item_parts(self) -> Int64:
-        """Each part names the item's cluster, four times in five, or else any: ``part * clusters + value``."""
+        """Each part is the item's cluster four times in five, else any: ``part * clusters + value``."""
         source = self.source
         keys = stream_keys(self.seed, "synthetic parts", np.arange(source.num_items))
         draws = uniforms(keys, 2 * source.num_parts).reshape(-1, source.num_parts, 2)
@@ -209,13 +210,14 @@ class _Draw:
         normal = np.sqrt(-2 * np.log1p(-draws[:, 0])) * np.cos(2 * np.pi * draws[:, 1])
         spread = self.source.spread
         sizes = self.source.examples_per_client * np.exp(spread * normal - spread**2 / 2)
-        return np.maximum(1, np.rint(sizes)).astype(np.int64)
+        rounded: Int64 = np.maximum(1, np.rint(sizes)).astype(np.int64)
+        return rounded
 
     def _label(self, time: Int64) -> npt.NDArray[np.int8]:
         """The part of each event; cuts are whole seconds, so that times tell the parts apart."""
         span, share = self.source.days * DAY, self.source.held_out
         validation, test = (EPOCH + int(np.ceil(span * (1 - n * share))) for n in (2, 1))
-        return (time >= validation).astype(np.int8) + (time >= test)
+        return (time >= validation).astype(np.int8) + (time >= test).astype(np.int8)
 
 
 def _sessions(owner: Int64, time: Int64) -> Int64:

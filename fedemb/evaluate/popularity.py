@@ -95,7 +95,7 @@ def item_cosine(events: Shards, num_items: int, column: str = "item") -> Score:
     def score(history: Shards) -> Tensor:
         taken = _dense(history, num_items, column, distinct=True)
         parts = []
-        for block in taken.split(max(1, BLOCK_BYTES // (8 * sum(shape)))):
+        for block in torch.split(taken, max(1, BLOCK_BYTES // (8 * sum(shape)))):
             alike = torch.sparse.mm(unit, block.T.contiguous())  # (clients of events, of the block)
             parts.append(torch.sparse.mm(unit.T, alike).T)
         return torch.cat(parts) - taken * seen

@@ -66,7 +66,9 @@ def _rank(
 ) -> dict[str, Tensor]:
     num_clients, num_items = scores.shape
     if relevant.num_clients != num_clients:
-        raise ValueError(f"relevant items must be given for {num_clients} clients, got {relevant.num_clients}")
+        raise ValueError(
+            f"relevant items must be given for {num_clients} clients, got {relevant.num_clients}"
+        )
     pairs = _pairs(relevant, num_items, column)
     out_of = None if excluded is None else _pairs(excluded, num_items, column)
     if out_of is not None:
@@ -89,7 +91,7 @@ def _finite(scores: Tensor) -> Tensor:
 def _pairs(shards: Shards, num_items: int, column: str) -> Int64:
     """Different ``client * num_items + item``, ascending."""
     items = np.asarray(shards.columns[column], dtype=np.int64)
-    if len(items) and not (0 <= items.min() and items.max() < num_items):
+    if len(items) and not (items.min() >= 0 and items.max() < num_items):
         raise ValueError(f"items must be in [0, {num_items}), got {items.min()} to {items.max()}")
     return np.unique(shards.owners() * num_items + items)
 
@@ -171,7 +173,7 @@ def _reciprocal_rank(owner: Tensor, above: Tensor, level: Tensor, num_clients: i
     m = torch.ones_like(r).scatter_(0, owner[first], level[first])
     out = 1 / (best.double() + 1)
     tied = torch.nonzero(m > 1)[:, 0]
-    for clients in tied.split(max(1, (1 << 22) // int(m.max()))) if len(tied) else ():
+    for clients in torch.split(tied, max(1, (1 << 22) // int(m.max()))) if len(tied) else ():
         size, hits, rank = (x[clients, None].double() for x in (m, r, best))
         j = torch.arange(1, int(m[clients].max()) + 1, device=owner.device)
         rest = (size - j).clamp(min=0)
@@ -194,7 +196,9 @@ def history_before(dataset: Dataset, split: str) -> tuple[Shards, ...]:
     """
     if split not in dataset.held_out:
         there = ", ".join(dataset.held_out) or "none"
-        raise SettingError(f"a split must be held out by the data to be ranked, got {split!r}; there are {there}")
+        raise SettingError(
+            f"a split must be held out by the data to be ranked, got {split!r}; there are {there}"
+        )
     between = [name for name in ("validation",) if name in dataset.held_out and split == "test"]
     return (dataset.train, *(dataset.held_out[name] for name in between))
 

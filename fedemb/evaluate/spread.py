@@ -25,7 +25,9 @@ def spread(values: Float, higher_is_better: bool = True) -> dict[str, float]:
     {'mean': 0.4, 'std': 0.2, 'worst_decile': 0.2}
     """
     if np.ndim(values) != 1:
-        raise ValueError(f"values must be (clients,), got shape {np.shape(values)}; pass one metric at a time")
+        raise ValueError(
+            f"values must be (clients,), got shape {np.shape(values)}; pass one metric at a time"
+        )
     known = np.sort(np.asarray(values, dtype=np.float64)[~np.isnan(values)])
     if not len(known):
         return dict.fromkeys(("mean", "std", "worst_decile"), float("nan"))

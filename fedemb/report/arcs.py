@@ -34,7 +34,9 @@ def geodesics(start: Float64, end: Float64, num_points: int = 24) -> Float64:
     half_sine = np.clip(length * curvature / 2, 0, 1)  # of half the arc's angle
     half_cosine = np.sqrt(1 - half_sine**2)
     normal = -_turned(chord) / np.maximum(length, np.finfo(float).tiny)
-    towards_centre = np.sign(cross) * np.sign(np.sum(normal * (middle - 2 * cross * start), axis=1, keepdims=True))
+    towards_centre = np.sign(cross) * np.sign(
+        np.sum(normal * (middle - 2 * cross * start), axis=1, keepdims=True)
+    )
     bulge = length / 2 * half_sine / np.maximum(half_cosine, 1e-9)
     control = (start + end) / 2 - towards_centre * bulge * normal
     t = np.linspace(0, 1, num_points)[None, :, None]

@@ -103,7 +103,9 @@ def _work(work: Mapping[str, Any]) -> str:
 
 
 def _privacy(privacy: Mapping[str, Any]) -> str:
-    text = f"epsilon {number(privacy.get('epsilon'))} at delta {privacy.get('delta')} per {privacy.get('unit')}"
+    text = (
+        f"epsilon {number(privacy.get('epsilon'))} at delta {privacy.get('delta')} per {privacy.get('unit')}"
+    )
     names = {"accountant": "accountant", "noise_multiplier": "noise multiplier", "clip_norm": "clip norm"}
     parts = [f"{spoken} {privacy[name]}" for name, spoken in names.items() if privacy.get(name) is not None]
     if privacy.get("private") is False:

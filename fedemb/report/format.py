@@ -17,7 +17,7 @@ def number(value: float | None) -> str:
         return NOTHING
     if math.isinf(value) or isinstance(value, int) or value == 0:
         return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    if abs(value) >= 1000:
+    if abs(value) >= 999.95:
         return f"{value:,.0f}"
     if 1e-3 <= abs(value) < 1:
         return f"{value:.4f}"
@@ -37,7 +37,7 @@ def size(num_bytes: float) -> str:
         value /= 1024
         if abs(value) < 1024 or unit == "TiB":
             break
-    return f"{value:,.3g} {unit}" if abs(value) >= 100 else f"{value:.2f} {unit}"
+    return f"{value:,.0f} {unit}" if abs(value) >= 100 else f"{value:.2f} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -75,4 +75,6 @@ def evaluation_metrics(line: Mapping[str, Any]) -> dict[str, float]:
     >>> evaluation_metrics({"phase": "federated", "round": 3, "loss": 0.5, "map": 0.25, "rejected": {}})
     {'map': 0.25}
     """
-    return {name: value for name, value in line.items() if name not in FACTS and isinstance(value, int | float)}
+    return {
+        name: value for name, value in line.items() if name not in FACTS and isinstance(value, int | float)
+    }

@@ -21,7 +21,10 @@ MOMENT = int(datetime(2011, 10, 1, 8, 26, tzinfo=UTC).timestamp())
         (["2011-10-01 08:26:00", "2011-10-01T08:26:00.75"], [MOMENT, MOMENT]),
         (["2011-10-01", None], [MOMENT // DAY * DAY, NO_TIME]),
         (["2011-10-01T10:26:00+02:00", "2011-10-01T08:26:00Z"], [MOMENT, MOMENT]),
-        (["2011-10-01 08:26", "2011-10-01T08:26:00Z", "soon", "2011-13-01"], [MOMENT, MOMENT] + [NO_TIME] * 2),
+        (
+            ["2011-10-01 08:26", "2011-10-01T08:26:00Z", "soon", "2011-13-01"],
+            [MOMENT, MOMENT] + [NO_TIME] * 2,
+        ),
         (["1317457560", "1317457560000", "1317457560.9"], [MOMENT] * 3),
         (["1317457560", "2011-10-01 08:26", ""], [MOMENT, MOMENT, NO_TIME]),
         ([1317457560, None], [MOMENT, NO_TIME]),
@@ -61,5 +64,5 @@ def test_numbers() -> None:
 def test_time_in_the_settings() -> None:
     assert parse_time("data.test_from", "2011-10-01T08:26:00") == MOMENT
     assert show_time(MOMENT) == "2011-10-01 08:26:00"
-    with pytest.raises(SettingError, match="data.test_from must be an ISO 8601 time .* got 'October'"):
+    with pytest.raises(SettingError, match=r"data.test_from must be an ISO 8601 time .* got 'October'"):
         parse_time("data.test_from", "October")

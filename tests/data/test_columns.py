@@ -57,7 +57,7 @@ def test_what_is_required_must_be_there(tmp_path: Path) -> None:
 def test_unknown_roles_are_refused() -> None:
     with pytest.raises(SettingError, match=r"got 'clent'; did you mean data.columns.client\?"):
         check_roles({"clent": "x"}, ROLES)
-    with pytest.raises(SettingError, match="data.columns.item must be the name of a column, got 3"):
+    with pytest.raises(SettingError, match=r"data.columns.item must be the name of a column, got 3"):
         check_roles({"item": 3}, ROLES)  # type: ignore[dict-item]
 
 

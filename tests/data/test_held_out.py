@@ -1,5 +1,6 @@
 """data/held_out.py: where the future begins, and the check that it stays out of training."""
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from fedemb.errors import DataError, SettingError
 
 def shards_of(times: list[list[int]]) -> Shards:
     return Shards(
-        {"time": np.array(sum(times, []), dtype=np.int64)}, offsets_of(np.array([len(t) for t in times]))
+        {"time": np.array(list(chain(*times)), dtype=np.int64)}, offsets_of(np.array([len(t) for t in times]))
     )
 
 
@@ -55,7 +56,7 @@ def test_points_in_time() -> None:
     assert hold_out.label(lines, cuts, np.arange(2), 0).tolist() == [TRAIN, TRAIN, *[VALIDATION] * 2, TEST]
     only_test = HoldOut(test_from="1970-01-02").cuts(lines.columns["time"])
     assert only_test == (NEVER, DAY)
-    with pytest.raises(DataError, match="data.columns.time must name a column where .* got none"):
+    with pytest.raises(DataError, match=r"data.columns.time must name a column where .* got none"):
         hold_out.cuts(None)
 
 
@@ -122,16 +123,16 @@ def test_a_leak_is_found() -> None:
     check_no_future(early, {"test": late}, None)
     check_no_future(shards_of([[1, 9], [2]]), {"test": late}, None)  # the same second: one basket
     with pytest.raises(
-        RuntimeError, match="training must hold nothing from 1970-01-01 00:00:05 on, .*:05 at client 0"
+        RuntimeError, match=r"training must hold nothing from 1970-01-01 00:00:05 on, .*:05 at client 0"
     ):
         check_no_future(early, {"test": late}, (NEVER, 5))
-    with pytest.raises(RuntimeError, match="training .* got 1970-01-01 00:00:08 at client 1"):
+    with pytest.raises(RuntimeError, match=r"training .* got 1970-01-01 00:00:08 at client 1"):
         check_no_future(shards_of([[1, 5], [8]]), {"test": late}, None)
-    with pytest.raises(RuntimeError, match="training must hold nothing from .*:02 on"):
+    with pytest.raises(RuntimeError, match=r"training must hold nothing from .*:02 on"):
         check_no_future(early, {"validation": late}, (2, NEVER))
-    with pytest.raises(RuntimeError, match="validation must hold nothing"):
+    with pytest.raises(RuntimeError, match=r"validation must hold nothing"):
         check_no_future(shards_of([[1], []]), {"validation": early, "test": late}, (2, 5))
-    with pytest.raises(RuntimeError, match="at client 1"):
+    with pytest.raises(RuntimeError, match=r"at client 1"):
         check_no_future(shards_of([[1, 5], [8]]), {"test": late}, None, num_clients=1)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedemb.data import assemble
+from fedemb.data.held_out import HoldOut
 from fedemb.data.interactions import Interactions
 from fedemb.data.partition import IID, ByColumn, Dirichlet, Natural
 from fedemb.errors import DataError, SettingError
@@ -51,9 +51,7 @@ def lines_of(data: Dataset, part: str = "train") -> dict[str, list[str]]:
     names = data.vocabularies["item"]
     clients = data.clients.to_list() if data.clients else [str(c) for c in range(shards.num_clients)]
     items = [names.name(int(i)) for i in shards.columns["item"]]
-    return {
-        client: items[shards.offsets[i] : shards.offsets[i + 1]] for i, client in enumerate(clients)
-    }
+    return {client: items[shards.offsets[i] : shards.offsets[i + 1]] for i, client in enumerate(clients)}
 
 
 def test_a_small_file_as_it_is(tmp_path: Path) -> None:
@@ -62,7 +60,8 @@ def test_a_small_file_as_it_is(tmp_path: Path) -> None:
     assert lines_of(data, "test") == {"ann": ["pear"], "bob": ["fig"]}
     assert data.vocabularies["item"].to_list() == ["apple", "fig", "pear"]
     counts = data.vocabularies["item"].counts
-    assert counts is not None and counts.tolist() == [1, 2, 3]
+    assert counts is not None
+    assert counts.tolist() == [1, 2, 3]
     assert data.entity_of == {"item": "item"}
     assert {name: column.dtype for name, column in data.train.columns.items()} == {
         "item": np.int64, "time": np.int64, "session": np.int64,
@@ -96,7 +95,8 @@ def test_every_row_is_somewhere(tmp_path: Path) -> None:
 def test_order_of_rows_and_memory_do_not_matter(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     rows = [
-        f"u{generator.integers(30)},i{generator.zipf(1.5) % 50},{1_600_000_000 + 3_001 * number},{generator.integers(9)}"
+        f"u{generator.integers(30)},i{generator.zipf(1.5) % 50},{1_600_000_000 + 3_001 * number},"
+        f"{generator.integers(9)}"
         for number in range(3_000)
     ]
     settings: dict[str, Any] = {"deduplicate": "day", "min_count": 3, "min_client_count": 20}
@@ -104,7 +104,8 @@ def test_order_of_rows_and_memory_do_not_matter(tmp_path: Path) -> None:
     generator.shuffle(rows)
     mixed = written(tmp_path, "\n".join(["user,item,time,weight", *rows]), "mixed.csv")
     for other in (load(mixed, **settings), load(mixed, **settings, memory_bytes=5_000)):
-        assert whole.counts == other.counts and whole.clients == other.clients
+        assert whole.counts == other.counts
+        assert whole.clients == other.clients
         assert whole.vocabularies == other.vocabularies
         for ours, theirs in zip(
             (whole.train, *whole.held_out.values()), (other.train, *other.held_out.values()), strict=True
@@ -113,7 +114,8 @@ def test_order_of_rows_and_memory_do_not_matter(tmp_path: Path) -> None:
             np.testing.assert_array_equal(ours.offsets, theirs.offsets)
             for name, column in ours.columns.items():
                 np.testing.assert_array_equal(column, theirs.columns[name])
-    assert whole.counts["items_below_min_count"] > 0 and whole.counts["duplicates"] > 0
+    assert whole.counts["items_below_min_count"] > 0
+    assert whole.counts["duplicates"] > 0
     assert whole.train.columns["weight"].dtype == np.float32
 
 
@@ -142,7 +144,8 @@ def test_drop_and_positive(tmp_path: Path) -> None:
         written(tmp_path), columns={"quantity": ""}, drop={"invoice": "C"}, positive=["quantity"],
         validation_share=0, test_share=0,
     )  # fmt: skip
-    assert data.counts["rows_cancelled"] == 1 and data.counts["rows_not_positive"] == 0
+    assert data.counts["rows_cancelled"] == 1
+    assert data.counts["rows_not_positive"] == 0
     kept = load(written(tmp_path), columns={"quantity": ""}, validation_share=0, test_share=0)
     assert kept.counts["rows_used"] == data.counts["rows_used"] + 1
     only_at_the_start = load(written(tmp_path), drop={"item": "i|e"}, validation_share=0, test_share=0)
@@ -157,19 +160,21 @@ def test_thresholds_and_cold_clients(tmp_path: Path) -> None:
             ("dan", "a", 11), ("dan", "a", 21), ("ann", "b", 11), ("ann", "a", 21), ("eve", "a", 22),
         )
     )  # fmt: skip
-    dates = {"validation_from": "2020-01-10", "test_from": "2020-01-20"}
+    dates: dict[str, Any] = {"validation_from": "2020-01-10", "test_from": "2020-01-20"}
     data = load(written(tmp_path, rows), min_count=3, **dates)
     assert lines_of(data) == {"ann": ["a", "a"], "bob": ["a"]}
     assert data.counts["items_below_min_count"] == 1
     assert data.counts["training_out_of_vocabulary"] == 2
     assert data.counts["clients_without_training"] == 3  # cid, dan, eve
     few = load(written(tmp_path, rows), min_client_count=2, **dates)
-    assert lines_of(few) == {"ann": ["a", "a", "b"]} and few.counts["clients_below_min_count"] == 2
+    assert lines_of(few) == {"ann": ["a", "a", "b"]}
+    assert few.counts["clients_below_min_count"] == 2
     assert few.counts["training_of_unseen_clients"] == 2
     assert few.vocabularies["item"].counts is not None
     assert few.vocabularies["item"].counts.tolist() == [2, 1]  # of those who stay
     cold = load(written(tmp_path, rows), keep_cold_clients=True, **dates)
-    assert lines_of(cold)["dan"] == [] and lines_of(cold, "validation")["dan"] == ["a"]
+    assert lines_of(cold)["dan"] == []
+    assert lines_of(cold, "validation")["dan"] == ["a"]
     assert lines_of(cold, "test") == {"ann": ["a"], "bob": [], "cid": [], "dan": ["a"]}
 
 
@@ -184,11 +189,11 @@ def test_declared_vocabulary(tmp_path: Path) -> None:
     pq.write_table(pa.table({"name": ["x", "y"], "item": ["fig", "pear"]}), tmp_path / "items.parquet")
     table = load(written(tmp_path), vocabulary=str(tmp_path / "items.parquet"), test_from="2020-02-01")
     assert table.vocabularies["item"].to_list() == ["fig", "pear"]
-    with pytest.raises(SettingError, match="data.min_count must be 1 where data.vocabulary .* got 2"):
+    with pytest.raises(SettingError, match=r"data.min_count must be 1 where data.vocabulary .* got 2"):
         Interactions("x", vocabulary=declared, min_count=2)
     with pytest.raises(DataError, match=r"items.txt: .* 'plum' stands twice"):
         load(written(tmp_path), vocabulary=written(tmp_path, "plum\nplum\n", "items.txt"))
-    with pytest.raises(DataError, match="must hold names, found none"):
+    with pytest.raises(DataError, match=r"must hold names, found none"):
         load(written(tmp_path), vocabulary=written(tmp_path, "\n", "items.txt"))
     with pytest.raises(DataError, match=r"none.txt must be an existing file"):
         load(written(tmp_path), vocabulary=str(tmp_path / "none.txt"))
@@ -214,19 +219,24 @@ def test_a_partition_makes_clients(tmp_path: Path, caplog: pytest.LogCaptureFixt
     rows = "item,time,country,shop\n" + "".join(f"i{n % 4},{n},c{n % 3},s{n % 2}\n" for n in range(60))
     path = written(tmp_path, rows)
     data = load(path, IID(5), validation_share=0, test_share=0.1)
-    assert data.clients is None and data.train.num_clients == 5 and data.counts["test_events"] == 6
+    assert data.clients is None
+    assert data.train.num_clients == 5
+    assert data.counts["test_events"] == 6
     same = load(path, IID(5), validation_share=0, test_share=0.1)
     np.testing.assert_array_equal(data.train.columns["item"], same.train.columns["item"])
     by_country = load(path, ByColumn("country"), validation_share=0, test_share=0)
-    assert by_country.clients is not None and by_country.clients.to_list() == ["c0", "c1", "c2"]
+    assert by_country.clients is not None
+    assert by_country.clients.to_list() == ["c0", "c1", "c2"]
     assert by_country.train.columns.keys() == {"item", "time", "session"}
     by_item = load(path, ByColumn("item"), validation_share=0, test_share=0)
     assert lines_of(by_item) == {f"i{n}": [f"i{n}"] * 15 for n in range(4)}
     skewed = load(path, Dirichlet("shop", 3, 0.5), validation_share=0, test_share=0)
     assert skewed.train.num_examples == 60
-    with pytest.raises(DataError, match="must have a client column for partition=natural, got none"):
+    with pytest.raises(DataError, match=r"must have a client column for partition=natural, got none"):
         load(path)
-    with pytest.raises(DataError, match=r"partition.column must name a column of .*got 'city'; there are 'item'"):
+    with pytest.raises(
+        DataError, match=r"partition.column must name a column of .*got 'city'; there are 'item'"
+    ):
         load(path, ByColumn("city"))
     with caplog.at_level(logging.WARNING, logger="fedemb"):
         load(written(tmp_path, ROWS, "own.csv"), IID(2))
@@ -236,11 +246,19 @@ def test_a_partition_makes_clients(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_empty_sessions_are_days(tmp_path: Path) -> None:
     rows = "user,item,time,session\n" + "".join(
         f"{user},a,2020-01-{day:02},{session}\n"
-        for user, day, session in (("ann", 1, "x"), ("ann", 1, ""), ("ann", 1, ""), ("ann", 2, ""), ("bob", 1, "x"))
+        for user, day, session in (
+            ("ann", 1, "x"),
+            ("ann", 1, ""),
+            ("ann", 1, ""),
+            ("ann", 2, ""),
+            ("bob", 1, "x"),
+        )
     )
     data = load(written(tmp_path, rows), validation_share=0, test_share=0)
     mine, other = np.split(data.train.columns["session"], [4])
-    assert mine[1] == mine[2] and len({*mine.tolist()}) == 3 and other[0] not in mine
+    assert mine[1] == mine[2]
+    assert len({*mine.tolist()}) == 3
+    assert other[0] not in mine
 
 
 @pytest.mark.parametrize(
@@ -267,10 +285,22 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         ("", {}, "must have a header line and rows, found an empty file"),
         ("user,thing\nann,a\n", {}, r"data.columns.item must name a column of .*; there are 'user', 'thing'"),
         (ROWS, {"columns": {"item": "iten"}}, r"got 'iten'; there are .*did you mean 'item'\?"),
-        (ROWS, {"positive": ["price"]}, r"data.positive must name a column of .*, got 'price'; there are 'user'"),
-        (ROWS, {"drop": {"price": "C"}}, r"data.drop must name a column of .*, got 'price'; there are 'user'"),
+        (
+            ROWS,
+            {"positive": ["price"]},
+            r"data.positive must name a column of .*, got 'price'; there are 'user'",
+        ),
+        (
+            ROWS,
+            {"drop": {"price": "C"}},
+            r"data.drop must name a column of .*, got 'price'; there are 'user'",
+        ),
         (ROWS, {"positive": ["user"]}, "must have usable rows, found none: rows_not_positive 1"),
-        (ROWS, {"test_from": "2019-01-01"}, "nothing is left to train on .*test_out_of_vocabulary 10.*; move data.test_from"),
+        (
+            ROWS,
+            {"test_from": "2019-01-01"},
+            "nothing is left to train on .*test_out_of_vocabulary 10.*; move data.test_from",
+        ),
         (ROWS, {"min_count": 99}, "or lower data.min_count"),
         ("user,item,time\nann,a,12/1/2010 8:26\n", {}, "found none: .*rows_bad_time 1; set data.time_format"),
     ],
@@ -300,22 +330,23 @@ def test_parquet_with_native_types(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "data.parquet")
     data = load(str(tmp_path / "data.parquet"), validation_share=0, test_share=0)
-    assert lines_of(data) == {"3": ["a"]} and data.counts["rows_bad_weight"] == 2
+    assert lines_of(data) == {"3": ["a"]}
+    assert data.counts["rows_bad_weight"] == 2
     pq.write_table(table.append_column("nested", pa.array([[1]] * 4)), tmp_path / "data.parquet")
-    with pytest.raises(DataError, match="column 'nested' of .* must hold names, got values of type list"):
+    with pytest.raises(DataError, match=r"column 'nested' of .* must hold names, got values of type list"):
         load(str(tmp_path / "data.parquet"), columns={"item": "nested"})
 
 
 def test_a_split_that_leaks_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check looks at what was built: a broken splitter cannot pass."""
-    monkeypatch.setattr(assemble.HoldOut, "label", lambda self, lines, *_: np.zeros(lines.num_examples, np.int8))
-    with pytest.raises(RuntimeError, match="training must hold nothing from 2020-02-01 00:00:00 on"):
+    monkeypatch.setattr(HoldOut, "label", lambda self, lines, *_: np.zeros(lines.num_examples, np.int8))
+    with pytest.raises(RuntimeError, match=r"training must hold nothing from 2020-02-01 00:00:00 on"):
         load(written(tmp_path), test_from="2020-02-01")
 
 
 @needs_shared
 def test_online_retail_as_it_is() -> None:
-    """Rows without customer and cancelled ones (Quantity below 0) go: the figures of shared/data/README.md."""
+    """Rows without customer, or with Quantity below 0, go: the figures of shared/data/README.md."""
     data = load(str(SHARED))
     counts = data.counts
     assert (counts["rows_read"], counts["rows_missing_client"]) == (541_909, 135_080)

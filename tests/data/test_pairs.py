@@ -36,16 +36,20 @@ ALL: dict[str, Any] = {"validation_share": 0, "test_share": 0}
 def test_tied(tmp_path: Path) -> None:
     data = load(written(tmp_path), **ALL)
     names = data.vocabularies["item"]
-    assert names.to_list() == ["a", "b", "c", "d"] and data.entity_of == {"left": "item", "right": "item"}
-    assert names.counts is not None and names.counts.tolist() == [3, 2, 2, 1]
+    assert names.to_list() == ["a", "b", "c", "d"]
+    assert data.entity_of == {"left": "item", "right": "item"}
+    assert names.counts is not None
+    assert names.counts.tolist() == [3, 2, 2, 1]
     assert [names.name(i) for i in data.train.columns["left"]] == ["a", "b", "d", "a"]
     assert [names.name(i) for i in data.train.columns["right"]] == ["b", "c", "a", "c"]
     assert data.train.columns["label"].tolist() == [1, 0, 0.5, -1]
     assert {name: column.dtype for name, column in data.train.columns.items()} == {
         "left": np.int64, "right": np.int64, "label": np.float32,
     }  # fmt: skip
-    assert data.counts["rows_bad_label"] == 1 and data.counts["rows_missing_right"] == 1
-    assert data.clients is not None and data.clients.to_list() == ["ann", "bob"]
+    assert data.counts["rows_bad_label"] == 1
+    assert data.counts["rows_missing_right"] == 1
+    assert data.clients is not None
+    assert data.clients.to_list() == ["ann", "bob"]
 
 
 def test_untied(tmp_path: Path) -> None:
@@ -102,25 +106,29 @@ def test_time_cuts_all_clients_at_one_moment(tmp_path: Path) -> None:
 def test_rare_and_declared_names(tmp_path: Path) -> None:
     data = load(written(tmp_path), min_count=2, **ALL)
     assert data.vocabularies["item"].to_list() == ["a", "b", "c"]
-    assert data.counts["items_below_min_count"] == 1 and data.counts["training_out_of_vocabulary"] == 1
+    assert data.counts["items_below_min_count"] == 1
+    assert data.counts["training_out_of_vocabulary"] == 1
     declared = written(tmp_path, "c\nb\na\n", "names.txt")
     assert load(written(tmp_path), vocabulary=declared, **ALL).train.columns["left"].tolist() == [2, 1, 2]
-    with pytest.raises(SettingError, match="data.vocabulary must be null where data.tied is false"):
+    with pytest.raises(SettingError, match=r"data.vocabulary must be null where data.tied is false"):
         Pairs("x", tied=False, vocabulary=declared)
 
 
 def test_a_partition_makes_clients(tmp_path: Path) -> None:
     rows = "left,right\n" + "".join(f"i{n % 5},i{n % 3}\n" for n in range(40))
     data = Pairs(written(tmp_path, rows), **ALL).load(IID(4), 0)
-    assert data.train.sizes.tolist() == [10] * 4 and data.clients is None
+    assert data.train.sizes.tolist() == [10] * 4
+    assert data.clients is None
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="data.columns must be among client, left, .* got 'item'"):
+    with pytest.raises(SettingError, match=r"data.columns must be among client, left, .* got 'item'"):
         Pairs("x", columns={"item": "x"})
-    with pytest.raises(SettingError, match="data.min_count must be at least 1, got 0"):
+    with pytest.raises(SettingError, match=r"data.min_count must be at least 1, got 0"):
         Pairs("x", min_count=0)
-    with pytest.raises(DataError, match="data.columns.right must name a column of .* got none; there are 'left'"):
+    with pytest.raises(
+        DataError, match=r"data.columns.right must name a column of .* got none; there are 'left'"
+    ):
         load(written(tmp_path, "left,other\na,b\n"))
-    with pytest.raises(DataError, match="must be an existing file"):
+    with pytest.raises(DataError, match=r"must be an existing file"):
         load(str(tmp_path / "none.csv"))

@@ -38,7 +38,9 @@ def slow(distance: np.ndarray, taxonomy: Taxonomy) -> tuple[np.ndarray, np.ndarr
             elif distance[child, other] == distance[child, parent]:
                 rank += 0.5
         ranks.append(rank)
-    rank_of = dict(zip(zip(taxonomy.child.tolist(), taxonomy.parent.tolist(), strict=True), ranks, strict=True))
+    rank_of = dict(
+        zip(zip(taxonomy.child.tolist(), taxonomy.parent.tolist(), strict=True), ranks, strict=True)
+    )
     precision = np.full(num_nodes, np.nan)
     for child, parents in above.items():
         ordered = sorted(rank_of[child, parent] for parent in parents)
@@ -58,9 +60,13 @@ def random_taxonomy(generator: np.random.Generator, num_nodes: int, num_edges: i
     return Taxonomy(graph.child[order], graph.parent[order], graph.depth, graph.direct[order])
 
 
-def random_points(space: Manifold, generator: np.random.Generator, num_nodes: int, radius: float) -> torch.Tensor:
+def random_points(
+    space: Manifold, generator: np.random.Generator, num_nodes: int, radius: float
+) -> torch.Tensor:
     direction = torch.from_numpy(generator.normal(size=(num_nodes, 3)))
-    direction *= torch.from_numpy(generator.uniform(0, radius, (num_nodes, 1))) / direction.norm(dim=1, keepdim=True)
+    direction *= torch.from_numpy(generator.uniform(0, radius, (num_nodes, 1))) / direction.norm(
+        dim=1, keepdim=True
+    )
     origin = space.origin(3).double()
     return space.exp(origin, space.from_frame(origin, direction))
 
@@ -89,7 +95,9 @@ def test_equals_the_definition(space: Manifold, radius: float) -> None:
     steps=st.integers(1, 6),
     block_bytes=st.integers(1, 2000),
 )
-def test_any_graph_with_many_ties(seed: int, num_nodes: int, num_edges: int, steps: int, block_bytes: int) -> None:
+def test_any_graph_with_many_ties(
+    seed: int, num_nodes: int, num_edges: int, steps: int, block_bytes: int
+) -> None:
     """Whole-number coordinates: equal distances are equal to the last bit, in both versions."""
     generator = np.random.default_rng(seed)
     taxonomy = random_taxonomy(generator, num_nodes, num_edges)
@@ -119,14 +127,18 @@ def test_blocks_do_not_matter() -> None:
     points = random_points(Poincare(), generator, 200, 6.0)
     whole = reconstruction(points, Poincare(), taxonomy, 1 << 30)
     for block_bytes in (0, 8 * 200, 8 * 200 * 7 + 5):
-        for ours, theirs in zip(reconstruction(points, Poincare(), taxonomy, block_bytes), whole, strict=True):
+        for ours, theirs in zip(
+            reconstruction(points, Poincare(), taxonomy, block_bytes), whole, strict=True
+        ):
             np.testing.assert_array_equal(ours, theirs)
 
 
 def chain_points(space: Manifold) -> tuple[torch.Tensor, Taxonomy]:
     """A binary tree of depth 2: each node nearer to its ancestors than to anything else."""
     taxonomy = build_taxonomy(np.array([1, 2, 3, 4, 5, 6]), np.array([0, 0, 1, 1, 2, 2]), 7)
-    angle = torch.tensor([0.0, 0.0, math.pi, 0.25, -0.25, math.pi + 0.25, math.pi - 0.25], dtype=torch.float64)
+    angle = torch.tensor(
+        [0.0, 0.0, math.pi, 0.25, -0.25, math.pi + 0.25, math.pi - 0.25], dtype=torch.float64
+    )
     radius = torch.tensor([0.0, 3, 3, 6, 6, 6, 6], dtype=torch.float64)
     origin = space.origin(2)
     frame = radius[:, None] * torch.stack((angle.cos(), angle.sin()), dim=1)

@@ -51,7 +51,7 @@ def test_recent_popularity_ends_where_it_should() -> None:
     )
     assert recent_popularity(known, 5, 30, 40 * DAY)(known)[0].tolist() == [0, 0, 1, 1, 0]
     assert recent_popularity(known, 5, 30)(known)[0].tolist() == [0, 0, 0, 1, 1]
-    with pytest.raises(SettingError, match="must be above 0, got 0"):
+    with pytest.raises(SettingError, match=r"must be above 0, got 0"):
         recent_popularity(known, 5, 0)
 
 
@@ -102,7 +102,7 @@ def test_all_rankings_run_through_ranking() -> None:
     again = Ranking(task, history, data.held_out["test"])({}, {}, np.arange(10))
     assert again.metrics == pytest.approx(out["own_repeats"].metrics, nan_ok=True)
     assert list(evaluate_unlearnt(dataset(("item",)), "validation")) == ["popularity", "item_cosine"]
-    with pytest.raises(SettingError, match="rankings need a column item, got time"):
+    with pytest.raises(SettingError, match=r"rankings need a column item, got time"):
         evaluate_unlearnt(dataset(("time",)))
 
 

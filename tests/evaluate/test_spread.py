@@ -42,6 +42,8 @@ def test_lower_is_better(name: str) -> None:
     assert lower_is_better(name)
 
 
-@pytest.mark.parametrize("name", ["map", "ndcg@10", "mean_reciprocal_rank", "accuracy", "recency", "glossary"])
+@pytest.mark.parametrize(
+    "name", ["map", "ndcg@10", "mean_reciprocal_rank", "accuracy", "recency", "glossary"]
+)
 def test_higher_is_better(name: str) -> None:
     assert not lower_is_better(name)

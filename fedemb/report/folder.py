@@ -1,0 +1,55 @@
+"""The pictures of a run folder and the page that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedemb.report.branches import branches
+from fedemb.report.disk import poincare_disk
+from fedemb.report.html import write_report
+from fedemb.report.metrics_log import read_metrics
+from fedemb.report.plots import convergence
+from fedemb.report.projection import to_disk
+from fedemb.types import Dataset, Table
+
+_MOST_NODES = 5000
+
+
+def draw(
+    folder: Path,
+    summary: Mapping[str, Any],
+    dataset: Dataset,
+    tables: tuple[Table, ...],
+    points: Mapping[str, Tensor],
+    config: str,
+) -> None:
+    """Writes ``convergence.png``, ``disk.png`` for a hyperbolic taxonomy that can be drawn, and ``report.html``.
+
+    Args:
+        folder: The run folder, with its metrics.
+        summary: As in ``summary.json``.
+        dataset: What was learnt from.
+        tables: The shared tables.
+        points: Their rows.
+        config: The composed configuration as YAML.
+    """
+    plots = [folder / "convergence.png", folder / "disk.png"]
+    convergence(read_metrics(folder), plots[0])
+    main = tables[0]
+    taxonomy = dataset.taxonomy
+    if taxonomy is not None and main.manifold.curvature < 0 and main.num_rows <= _MOST_NODES:
+        ball = main.manifold.to_ball(points[main.name].detach().cpu()).numpy()
+        if np.isfinite(ball).all():
+            shown = to_disk(ball)
+            labels, roots = branches(taxonomy)
+            vocabulary = dataset.vocabularies[main.entity]
+            names = vocabulary.to_list()
+            edges = np.stack([taxonomy.child[taxonomy.direct], taxonomy.parent[taxonomy.direct]], axis=1)
+            note = "" if shown.dim <= 2 else f"{shown.dim} dimensions seen in 2"
+            poincare_disk(shown.points, edges, names, labels, [names[root] for root in roots], plots[1], note)
+    write_report(folder, summary, config, plots)
