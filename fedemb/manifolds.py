@@ -446,7 +446,7 @@ def _refuse_second_derivative() -> None:
     """Raises where autograd records the backward pass: its result would silently count as constant."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "distance has a first derivative only, got create_graph=True; leave it out, or use norm(x, log(x, y))"
+            "distance has a first derivative only, got create_graph=True; use norm(x, log(x, y)) for more"
         )
 
 

@@ -52,7 +52,8 @@ class Interactions:
         keep_cold_clients: Keep clients who have validation events but no training events: their
             shard is empty, they never train, but they can be evaluated on the test events.
         vocabulary: A file that declares all items (a name per line, or the first column, or the one
-            named like the item column, of a table); null: the items of the training events.
+            named like the item column, of a table, which may be the data file itself: then what its
+            items are is public); null: the items of the training events.
         time_format: Of times that are neither ISO 8601 nor epoch numbers, as for ``strptime``.
         delimiter: Between cells; null: a tab in ``.tsv``, else a comma.
         memory_bytes: Budget for lines in memory; more go to temporary files, mapped into memory.

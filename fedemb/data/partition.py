@@ -217,5 +217,6 @@ def _check_num_clients(num_clients: int) -> None:
 def _check_enough(num_clients: int, available: int, what: str) -> None:
     if num_clients > available:
         raise SettingError(
-            f"partition.num_clients must be at most the number of {what}, {available}, got {num_clients}; lower it"
+            f"partition.num_clients must be at most the number of {what}, {available}, "
+            f"got {num_clients}; lower it"
         )

@@ -130,6 +130,10 @@ def join(parts: Sequence[Shards]) -> Shards:
     """Shards of the same clients one after another: each client's lines of the first, then of the second.
 
     Columns are those that all parts have.
+
+    >>> one = Shards({"item": np.array([1, 2])}, np.array([0, 1, 2]))
+    >>> join([one, one]).columns["item"].tolist()
+    [1, 1, 2, 2]
     """
     if len(parts) == 1:
         return parts[0]

@@ -220,7 +220,7 @@ def _text_batches(
             break
         if batch.num_rows:
             num_rows, last = num_rows + batch.num_rows, batch
-            yield pa.record_batch({role: batch.column(name) for role, name in wanted.items()})
+            yield pa.record_batch([batch.column(name) for name in wanted.values()], names=list(wanted))
     counts["rows_read"] += num_rows + len(malformed)
     counts["rows_malformed"] += len(malformed)
     if not num_rows:
@@ -256,7 +256,8 @@ def _parquet_batches(
             raise DataError(f"data file {path} must have rows, found none")
         for batch in file.iter_batches(batch_size, columns=list(dict.fromkeys(wanted.values()))):
             counts["rows_read"] += batch.num_rows
-            yield pa.record_batch({role: _plain(batch.column(name)) for role, name in wanted.items()})
+            cells = [_plain(batch.column(name)) for name in wanted.values()]
+            yield pa.record_batch(cells, names=list(wanted))
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import gzip
-import io
+import json
 import sys
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fedemb.data.partition import IID
-from fedemb.data.taxonomy import Edges, TaxonomyFile, taxonomy_dataset
+from fedemb.data.taxonomy import Edges, taxonomy_dataset
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import DataError, SettingError
 from fedemb.types import Dataset, Int64, Partition
@@ -26,6 +25,7 @@ MAMMAL_ROOT = "mammal.n.01"
 # Leaves right below the root, which tell a sex and a pair of tusks rather than a kind of mammal; the
 # usual mammal data leave them out, and these are the only two pairs that it lacks.
 MAMMAL_EXCLUDE = ("female_mammal.n.01", "tusker.n.01")
+MAMMALS_FILE = "mammals.json"  # JSON and Markdown: what a Flower bundle holds
 
 # Names of the lexicographer files by number, as lexnames(5WN) has them, up to the nouns' last.
 LEXICOGRAPHER_FILES = (
@@ -91,7 +91,8 @@ def read_nouns(path: str | Path) -> Nouns:
             hypernyms = [(int(cells[at + 1]), cells[at] == "@i") for at in ends if cells[at] in ("@", "@i")]
         except (ValueError, IndexError, KeyError):
             raise DataError(
-                f"{where} must be a synset as wndb(5WN) has it, its first word in index.noun; got {line[:60]!r}"
+                f"{where} must be a synset as wndb(5WN) has it, its first word in index.noun, "
+                f"got {line[:60]!r}"
             ) from None
         pointers.extend((len(offsets), target, instance) for target, instance in hypernyms)
         offsets[offset] = len(offsets)
@@ -123,7 +124,7 @@ def _files(path: Path) -> Mapping[str, bytes]:
         if not (folder / name).is_file():
             raise DataError(
                 f"data.path must be WordNet's dict folder, its data.noun or Princeton's .tar.gz, got {path}, "
-                f"where {name} is missing; Debian's package wordnet-base puts the files into /usr/share/wordnet"
+                f"where {name} is missing; Debian's wordnet-base puts the files into /usr/share/wordnet"
             )
     return {name: (folder / name).read_bytes() for name in wanted}
 
@@ -238,12 +239,16 @@ class Mammals:
             DataError: If the partition does not fit the data.
             SettingError: If the partition has too many clients for the data.
         """
-        with resources.as_file(resources.files("fedemb.data") / "bundled" / "mammals.csv.gz") as path:
-            return TaxonomyFile(str(path), {"child": "child", "parent": "parent"}).load(partition, seed)
+        text = (resources.files("fedemb.data") / "bundled" / MAMMALS_FILE).read_text(encoding="utf-8")
+        ancestors: dict[str, list[str]] = json.loads(text)
+        names = Vocabulary.of(sorted({*ancestors, *(name for above in ancestors.values() for name in above)}))
+        child = names.index([name for name, above in ancestors.items() for _ in above])
+        parent = names.index([name for above in ancestors.values() for name in above])
+        return taxonomy_dataset(Edges(names, child, parent), partition, seed, {"pairs_read": len(child)})
 
 
 def bundle(dictionary: str | Path, folder: str | Path) -> None:
-    """Writes ``mammals.csv.gz`` (same bytes each time) and ``WORDNET-LICENSE``.
+    """Writes ``mammals.json`` (child to all its ancestors, the same bytes each time) and ``WORDNET-LICENSE.md``.
 
     Raises:
         DataError: If the files are not WordNet's.
@@ -252,17 +257,14 @@ def bundle(dictionary: str | Path, folder: str | Path) -> None:
     data = WordNet(str(dictionary), MAMMAL_ROOT, MAMMAL_EXCLUDE)._prepare(nouns, IID(1), seed=0)
     names = data.vocabularies["node"].to_list()
     train = data.train.columns
-    pairs = sorted(
-        (names[child], names[parent]) for child, parent in zip(train["child"], train["parent"], strict=True)
-    )
-    text = "".join(f"{child},{parent}\n" for child, parent in [("child", "parent"), *pairs])
-    packed = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=packed, mtime=0) as file:
-        file.write(text.encode())
+    ancestors: dict[str, list[str]] = {}
+    for child, parent in zip(train["child"], train["parent"], strict=True):
+        ancestors.setdefault(names[child], []).append(names[parent])
+    lines = (f"{json.dumps(child)}: {json.dumps(sorted(above))}" for child, above in sorted(ancestors.items()))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mammals.csv.gz").write_bytes(packed.getvalue())
-    (folder / "WORDNET-LICENSE").write_text(nouns.notice, encoding="utf-8")
+    (folder / MAMMALS_FILE).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    (folder / "WORDNET-LICENSE.md").write_text(nouns.notice, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ class Reconstruction:
         """The metrics of these clients, and of the whole taxonomy.
 
         Raises:
-            ValueError: If the table has not a row for each node, or a client has a pair from outside the closure.
+            ValueError: If the table has not a row for each node, or a client has a pair that is not in
+                the closure.
         """
         points = tables[self.table]
         precision, rank = reconstruction(points, self.manifold, self.taxonomy, self.block_bytes)

@@ -15,14 +15,14 @@ def spread(values: Float, higher_is_better: bool = True) -> dict[str, float]:
         higher_is_better: Which end is the worst.
 
     Returns:
-        ``mean``; ``std``, that of these very clients (divided by their number); ``worst_decile``, over a tenth of
-        the clients, rounded down but at least one. All are NaN where there is no value.
+        ``mean``; ``std``, that of these very clients (divided by their number); ``worst_decile``, over a
+        tenth of the clients, rounded down but at least one. All are NaN where there is no value.
 
     Raises:
         ValueError: If there is more than one value per client.
 
-    >>> spread(np.array([0.2, 0.6, np.nan]))
-    {'mean': 0.4, 'std': 0.2, 'worst_decile': 0.2}
+    >>> spread(np.array([0.25, 0.75, np.nan]))
+    {'mean': 0.5, 'std': 0.25, 'worst_decile': 0.25}
     """
     if np.ndim(values) != 1:
         raise ValueError(

@@ -62,14 +62,17 @@ def decode(tensors: Mapping[str, Tensor]) -> Updates:
 
 
 def upload_bytes(updates: Updates, tables: Mapping[str, Table]) -> int:
-    """Bytes of the encoded tensors, whether or not they were sent by reference; Flower's framing comes on top."""
-    touched = 0
+    """Bytes that these clients would send as nodes of their own: the encoded tensors, without Flower's framing.
+
+    So the figure depends on clients alone, not on how many of them share a node, nor on the runner.
+    """
+    num_clients = len(updates.clients)
+    total = updates.clients.nbytes + updates.weights.nbytes
     for name, rows in updates.tables.items():
         id_bytes = 4 if tables[name].num_rows <= _INT32_ROWS else 8
         row_bytes = id_bytes + 4 + rows.values.shape[1] * rows.values.element_size()
-        touched += len(rows.rows) * row_bytes + rows.offsets.nbytes
-    rest = (*updates.dense.values(), *updates.metrics.values(), updates.weights)
-    return touched + sum(value.nbytes for value in rest) + updates.clients.nbytes
+        total += len(rows.rows) * row_bytes + num_clients * 2 * rows.offsets.element_size()
+    return total + sum(value.nbytes for value in (*updates.dense.values(), *updates.metrics.values()))
 
 
 def model_bytes(tables: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> int:

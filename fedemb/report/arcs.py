@@ -22,8 +22,8 @@ def geodesics(start: Float64, end: Float64, num_points: int = 24) -> Float64:
     Returns:
         ``(pairs, num_points, 2)``.
 
-    Reference: the circle through x and y with centre c is orthogonal to the unit circle if ``2 <c, x> = 1 + |x|^2``
-    and ``2 <c, y> = 1 + |y|^2``; its squared radius is ``|c|^2 - 1``.
+    Reference: the circle through x and y with centre c is orthogonal to the unit circle if
+    ``2 <c, x> = 1 + |x|^2`` and ``2 <c, y> = 1 + |y|^2``; its squared radius is ``|c|^2 - 1``.
     """
     cross = (start[:, 0] * end[:, 1] - start[:, 1] * end[:, 0])[:, None]
     # The centre is middle / (2 cross), infinitely far away for a diameter; what is computed stays finite.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,16 @@ def axes(made: Figure, *position: int, **settings: Any) -> Any:
     return made_axes
 
 
-def save(made: Figure, path: Path) -> None:
-    """Writes a PNG. A letter that the font lacks is drawn as a box, without a warning for each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def any_letter() -> Iterator[None]:
+    """Draws a letter that the font lacks as a box, without a warning for each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def save(made: Figure, path: Path) -> None:
+    """Writes a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with any_letter():
         made.savefig(path, format="png", bbox_inches="tight", pad_inches=0.08)

@@ -34,7 +34,8 @@ def poincare_disk(
 ) -> None:
     """Draws nodes in the colour of their branch, and direct edges as geodesics.
 
-    Nodes that are not finite are left out. Labelled are the roots and the nodes whose names the branches bear.
+    Nodes that are not finite are left out. Labelled are the roots, and the nodes after which branches
+    are named.
 
     Args:
         points: ``(nodes, 2)`` in the open unit disk; see ``projection.to_disk`` for more dimensions.
@@ -48,16 +49,17 @@ def poincare_disk(
     Raises:
         ValueError: If a point is outside the disk.
     """
-    known = np.isfinite(points).all(1)
+    points = np.asarray(points, dtype=np.float64)
+    known: Any = np.isfinite(points).all(axis=1)
     norm = np.linalg.norm(points[known], axis=1)
     if not (norm < 1).all():
         raise ValueError(
             f"points must be inside the unit disk, got a norm of {norm.max()}; project them first"
         )
-    edges = edges[known[edges].all(1)]
+    edges = edges[known[edges[:, 0]] & known[edges[:, 1]]]
     palette = np.array([_OTHER, *(COLOURS[index % len(COLOURS)] for index in range(len(branch_names)))])
     made = figure(9.2, 8.4)
-    axes = made.add_axes((0.0, 0.03, 0.86, 0.97))
+    axes: Any = made.add_axes((0.0, 0.03, 0.86, 0.97))
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.set_xlim(-1.03, 1.03)
@@ -67,7 +69,9 @@ def poincare_disk(
     size = float(np.clip(9000 / max(1, len(points)), 0.6, 30))
     order = np.flatnonzero(known)
     order = order[np.argsort(branch[order] >= 0, kind="stable")]  # the colourless ones below
-    axes.scatter(*points[order].T, c=palette[branch[order] + 1], s=size, linewidths=0, zorder=3)
+    axes.scatter(
+        points[order, 0], points[order, 1], c=palette[branch[order] + 1], s=size, linewidths=0, zorder=3
+    )
     _draw_labels(axes, points, _labels(edges, names, branch_names, palette, known))
     _draw_legend(made, branch, branch_names, palette)
     if note:
@@ -80,7 +84,9 @@ def _draw_edges(axes: Any, points: Float64, edges: Int64, branch: Int64, palette
     if not len(edges):
         return
     edges = edges[np.argsort(branch[edges[:, 0]] >= 0, kind="stable")]
-    curves = geodesics(points[edges[:, 0]], points[edges[:, 1]], 32 if len(edges) < _SMOOTH_EDGES else 16)
+    curves: Any = geodesics(
+        points[edges[:, 0]], points[edges[:, 1]], 32 if len(edges) < _SMOOTH_EDGES else 16
+    )
     colours = np.where(branch[edges[:, 0]] < 0, FAINT, palette[branch[edges[:, 0]] + 1])
     thin = float(np.clip(1000 / len(edges), 0.1, 1))
     axes.add_collection(

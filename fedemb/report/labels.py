@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedemb.report.arcs import Float64
+from fedemb.report.canvas import any_letter
 
 _FONT_SIZE = 9
 _DISTANCES = (12.0, 18.0, 28.0, 42.0, 60.0, 85.0)  # points
@@ -27,8 +28,8 @@ class Label:
 def place_labels(axes: Any, points: Float64, labels: Sequence[Label]) -> list[tuple[float, float]]:
     """Offset of each label's centre from its node, in points.
 
-    One after another each goes where it covers no label, no labelled node and, if that can be, few nodes, near its
-    own node. A label that finds no free place at all overlaps as little as it can.
+    One after another each goes where it covers no label, no labelled node and, if that can be, few nodes,
+    near its own node. A label that finds no free place at all overlaps as little as it can.
 
     Args:
         axes: With final limits, on a figure with an Agg canvas.
@@ -55,7 +56,8 @@ def place_labels(axes: Any, points: Float64, labels: Sequence[Label]) -> list[tu
 def _extent(axes: Any, text: str) -> Float64:
     """Width and height in pixels."""
     drawn = axes.text(0, 0, text, fontsize=_FONT_SIZE, parse_math=False)
-    box = drawn.get_window_extent(axes.figure.canvas.get_renderer())
+    with any_letter():
+        box = drawn.get_window_extent(axes.figure.canvas.get_renderer())
     drawn.remove()
     return np.array([box.width + 6, box.height + 4])
 

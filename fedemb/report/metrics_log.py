@@ -22,7 +22,7 @@ FACTS = frozenset(
 class MetricsLog:
     """Appends lines to ``metrics.jsonl``; what is not finite becomes null.
 
-    A line is complete in the file, or absent, when a call returns. If a killed run left half a line, it is cut off.
+    A line is complete in the file when a call returns. If a killed run left half a line, it is cut off.
 
     Attributes:
         folder: The run folder; made if need be.

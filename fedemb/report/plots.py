@@ -20,8 +20,8 @@ def convergence(metrics: Sequence[Mapping[str, Any]], path: Path, metric: str | 
     """Draws a metric, and the loss, against the round; returns whether there was anything to draw.
 
     What was measured along the way is a curve, what was measured only at its end a dashed line.
-    Phases with another number of rounds (the passes of centralized training, say) are drawn at the share of their
-    own way, on the axis of the federated rounds.
+    Phases with another number of rounds (the passes of centralized training, say) are drawn at the share
+    of their own way, on the axis of the federated rounds.
 
     Args:
         metrics: Lines of ``metrics.jsonl``.

@@ -52,8 +52,9 @@ def progress(total_rounds: int, enabled: bool | None = None) -> Iterator[Metrics
             return
         name = str(line.get("phase", "federated"))
         if name not in phases:
-            phases[name] = _Phase(line.get("rounds", total_rounds))
-            phases[name].begin(bars, name, line["round"] - 1)
+            total, done = line.get("rounds", total_rounds), line["round"] - 1
+            phases[name] = _Phase(bars.add_task(name.replace("_", " "), total=total, completed=done), total)
+            bars.update(phases[name].task, phase=phases[name])
         phases[name].add(line, bars)
 
     with bars:
@@ -72,8 +73,8 @@ def _ignore(line: Mapping[str, Any]) -> None:
 class _Phase:
     """What the lines of a phase add up to; rounds before a run was resumed are not among them."""
 
+    task: TaskID
     total: int
-    task: TaskID = TaskID(0)
     round: int = 0
     loss: float | None = None
     seconds: float = 0.0
@@ -82,9 +83,6 @@ class _Phase:
     download_bytes: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     drawn: float = 0.0
-
-    def begin(self, bars: Progress, name: str, completed: int) -> None:
-        self.task = bars.add_task(name.replace("_", " "), total=self.total, completed=completed, phase=self)
 
     def add(self, line: Mapping[str, Any], bars: Progress) -> None:
         self.round = line["round"]
@@ -108,7 +106,9 @@ class _Facts(ProgressColumn):
     """Loss, speed, bytes, metrics and time left, drawn from a ``_Phase``."""
 
     def render(self, task: Task) -> Text:
-        phase: _Phase = task.fields["phase"]
+        phase: _Phase | None = task.fields.get("phase")
+        if phase is None:  # the drawing thread came between
+            return Text()
         if task.finished:
             parts = [f"in {duration(task.finished_time or 0.0)}"]
         else:

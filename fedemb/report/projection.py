@@ -8,7 +8,7 @@ import numpy as np
 
 from fedemb.report.arcs import Float64
 
-# 99 % of the nodes are drawn within this radius, 95 % of the way to the rim: farther out nothing can be told apart.
+# 99 % of the nodes are drawn within this radius, 95 % of the way to the rim: beyond, nothing is told apart.
 DRAWN_RADIUS = 2 * np.arctanh(0.95)
 
 
@@ -34,8 +34,8 @@ class Projection:
         parts = []
         if self.dim > 2:
             parts.append(
-                f"{self.dim} dimensions: direction from the two principal ones ({self.share:.0%} of the squared "
-                "tangent vectors), distance from the centre kept"
+                f"{self.dim} dimensions: direction from the two principal ones ({self.share:.0%} of the "
+                "squared tangent vectors), distance from the centre kept"
             )
         if self.scale < 1:
             parts.append(f"distances from the centre times {self.scale:.2f}")
@@ -45,11 +45,12 @@ class Projection:
 def to_disk(ball: Float64) -> Projection:
     """Projects points of the unit ball so that their depth is kept.
 
-    ``log`` at the origin, the two principal directions of these tangent vectors (not centred: the origin stays
-    where it is), and ``exp`` at the origin with the *whole* length. So a distance from the origin, which
-    stands for depth, is true up to one factor for all; angles are those of a shadow. An orthogonal projection
-    would draw deep nodes that point out of the plane in the middle, among the general ones, and moving the
-    Fréchet mean to the middle pushes root and branches to the rim, since most nodes are leaves: both were tried.
+    ``log`` at the origin, the two principal directions of these tangent vectors (not centred: the origin
+    stays where it is), and ``exp`` at the origin with the *whole* length. So a distance from the origin,
+    which stands for depth, is true up to one factor for all; angles are those of a shadow. Two others
+    were tried: an orthogonal projection draws deep nodes that point out of the plane in the middle, among
+    the general ones; with the Fréchet mean in the middle the root is off to the side, and all else in a
+    corner, since most nodes are leaves.
 
     Args:
         ball: ``(n, dim)`` in the open unit ball; two dimensions stay as they are but for the scale.
@@ -57,6 +58,7 @@ def to_disk(ball: Float64) -> Projection:
     Raises:
         ValueError: If a point is not inside the ball.
     """
+    ball = np.asarray(ball, dtype=np.float64)
     norm = np.linalg.norm(ball, axis=1)
     if not (norm < 1).all():
         raise ValueError(

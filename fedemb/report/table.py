@@ -18,7 +18,7 @@ _PLAIN_WIDTH = 1000  # of output that is no terminal: nothing is wrapped
 
 
 def results_table(summary: Mapping[str, Any], plain: bool = False) -> RenderableType:
-    """What a run came to: metrics of all models, the best of each bold; spread over clients; bytes, work, privacy.
+    """What a run came to: metrics of all models, the best of each bold; spread over clients; the rest.
 
     Args:
         summary: As in ``summary.json``.
@@ -32,7 +32,7 @@ def results_table(summary: Mapping[str, Any], plain: bool = False) -> Renderable
 
 
 def print_results(summary: Mapping[str, Any], folder: Path) -> None:
-    """Prints the table and the run folder to standard output; aligned text without codes if it is no terminal."""
+    """Prints the table and the run folder; aligned text without codes if standard output is no terminal."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PLAIN_WIDTH)

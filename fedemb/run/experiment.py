@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.serverapp import Grid
 from omegaconf import DictConfig, OmegaConf
 
 from fedemb.build import Parts, build
@@ -110,15 +111,24 @@ def _write_config(config: DictConfig, overrides: Sequence[str], folder: Path) ->
         OmegaConf.save(OmegaConf.create(list(overrides)), inner / "overrides.yaml")
 
 
-def run_experiment(config: DictConfig, overrides: list[str], folder: Path, quiet: bool = False) -> Run:
+def run_experiment(
+    config: DictConfig, overrides: list[str], folder: Path, quiet: bool = False, grid: Grid | None = None
+) -> Run:
     """Trains, measures and reports; everything lands in ``folder``.
+
+    Args:
+        config: The composed configuration.
+        overrides: What it was composed from; worker processes compose it again.
+        folder: The run folder.
+        quiet: Print nothing.
+        grid: A grid that is there already (``flwr run``); None: the one of ``config.runner``.
 
     Ctrl-C and SIGTERM leave the model as it stands, with its summary, and raise ``KeyboardInterrupt``.
 
     Raises:
         SettingError: If a setting is wrong, or the folder holds another run.
     """
-    if config.runner.name == "deployment":
+    if config.runner.name == "deployment" and grid is None:
         raise SettingError("runner=deployment is started by `flwr run`, see README; use runner=in_process here")
     config = resolve_resume(config, folder)
     with locked(folder):
@@ -131,10 +141,12 @@ def run_experiment(config: DictConfig, overrides: list[str], folder: Path, quiet
             check_baselines(config, parts)
             if not quiet:
                 print(describe_data(parts), flush=True)
-            return _run(config, parts, overrides, folder, quiet)
+            return _run(config, parts, overrides, folder, quiet, grid)
 
 
-def _run(config: DictConfig, parts: Parts, overrides: list[str], folder: Path, quiet: bool) -> Run:
+def _run(
+    config: DictConfig, parts: Parts, overrides: list[str], folder: Path, quiet: bool, grid: Grid | None
+) -> Run:
     begin = time.perf_counter()
     tables, dense = parts.initial()
     trained = Trained(tables, dense)
@@ -147,7 +159,7 @@ def _run(config: DictConfig, parts: Parts, overrides: list[str], folder: Path, q
             show(line)
 
         try:
-            train_with_runner(parts, config, overrides, folder, on_round, trained)
+            train_with_runner(parts, config, overrides, folder, on_round, trained, grid)
             for name in config.baselines:
                 result = _baseline(name, config, parts, on_round)
                 if result is not None:

@@ -17,7 +17,7 @@ from fedemb.build import Parts
 from fedemb.flower.client_app import make_client_app
 from fedemb.flower.nodes import Nodes
 from fedemb.flower.strategy import FederatedEmbedding, Plan, Tally
-from fedemb.run.in_process import in_process_grid
+from fedemb.run.in_process import InProcessGrid, in_process_grid
 from fedemb.run.simulation import run_on_simulation
 from fedemb.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedemb.types import Aggregator, Evaluated, MetricsSink, ServerOptimizer
@@ -44,7 +44,7 @@ class Trained:
     interrupted: bool = False
 
 
-def plan_of(parts: Parts, config: DictConfig, optimizer: ServerOptimizer) -> Plan:
+def plan_of(parts: Parts, config: DictConfig, optimizer: ServerOptimizer, grid: Grid) -> Plan:
     """What the strategy needs to know."""
 
     def aggregator_of(nodes: Nodes) -> Aggregator:
@@ -66,7 +66,7 @@ def plan_of(parts: Parts, config: DictConfig, optimizer: ServerOptimizer) -> Pla
         digest=parts.digest,
         shapes=parts.shapes,
         want_holders=parts.want_holders,
-        by_reference=config.runner.name == "in_process",
+        by_reference=isinstance(grid, InProcessGrid) and config.runner.name == "in_process",
     )
 
 
@@ -113,7 +113,7 @@ def train_on(
         save_checkpoint(own, state)
 
     strategy = FederatedEmbedding(
-        plan_of(parts, config, optimizer),
+        plan_of(parts, config, optimizer, grid),
         trained.tables,
         trained.dense,
         on_round,
@@ -130,15 +130,23 @@ def train_on(
 
 
 def train_with_runner(
-    parts: Parts, config: DictConfig, overrides: list[str], folder: Path, on_round: MetricsSink, trained: Trained
+    parts: Parts,
+    config: DictConfig,
+    overrides: list[str],
+    folder: Path,
+    on_round: MetricsSink,
+    trained: Trained,
+    grid: Grid | None = None,
 ) -> None:
-    """Federated training with the runner that the configuration names."""
+    """Federated training on ``grid``, or with the runner that the configuration names."""
 
     def use(grid: Grid) -> None:
         train_on(grid, parts, config, folder, on_round, trained)
 
     runner = config.runner
-    if runner.name == "in_process":
+    if grid is not None:
+        use(grid)
+    elif runner.name == "in_process":
         app = make_client_app(
             lambda context: parts.host(
                 int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])

@@ -31,6 +31,7 @@ def file_with(folder: Path, header: str) -> Path:
         ("user_id,Customer Id,sku", {}, ["Customer Id", "sku"]),
         ("user,customer,item", {"client": "item", "item": "user"}, ["item", "user"]),
         ("user,item,time", {"time": "", "client": ""}, ["item"]),
+        ("user,sku", {"item": "user"}, ["user"]),
         ("date,user,item,time", {"client": None}, ["user", "item", "time"]),
     ],
 )

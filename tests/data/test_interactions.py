@@ -189,6 +189,9 @@ def test_declared_vocabulary(tmp_path: Path) -> None:
     pq.write_table(pa.table({"name": ["x", "y"], "item": ["fig", "pear"]}), tmp_path / "items.parquet")
     table = load(written(tmp_path), vocabulary=str(tmp_path / "items.parquet"), test_from="2020-02-01")
     assert table.vocabularies["item"].to_list() == ["fig", "pear"]
+    own = load(written(tmp_path), vocabulary=written(tmp_path), test_from="2020-02-01")
+    assert own.vocabularies["item"].to_list() == ["pear", "fig", "apple", "plum"]
+    assert own.counts["test_out_of_vocabulary"] == 0
     with pytest.raises(SettingError, match=r"data.min_count must be 1 where data.vocabulary .* got 2"):
         Interactions("x", vocabulary=declared, min_count=2)
     with pytest.raises(DataError, match=r"items.txt: .* 'plum' stands twice"):

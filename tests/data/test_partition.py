@@ -221,5 +221,5 @@ def test_data_that_do_not_fit_are_refused(partition: Partition, error: type[Exce
 def test_without_a_taxonomy_there_are_no_subtrees() -> None:
     with pytest.raises(DataError, match="partition=subtree must be given a taxonomy, got none"):
         Subtree(2).assign({"item": np.zeros(4)}, None, 0)
-    with pytest.raises(DataError, match="dirichlet$"):
+    with pytest.raises(DataError, match=r"dirichlet$"):
         Natural().assign({"item": np.zeros(4)}, None, 0)

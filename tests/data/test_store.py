@@ -50,6 +50,15 @@ def test_equals_group_by_client(owners: list[int], cuts: list[int], memory_bytes
     equal(builder.finish(8), group_by_client(columns, clients, 8))
 
 
+@pytest.mark.parametrize("memory_bytes", [0, 2_000, 50_000])
+def test_many_lines_to_a_chunk(memory_bytes: int) -> None:
+    clients = np.random.default_rng(0).integers(0, 50, 3_000)
+    columns, builder = lines(clients), ShardBuilder(memory_bytes=memory_bytes)
+    for start in range(0, 3_000, 700):
+        builder.append({n: c[start : start + 700] for n, c in columns.items()}, clients[start : start + 700])
+    equal(builder.finish(50), group_by_client(columns, clients, 50))
+
+
 def test_folder_can_be_opened_and_written_again(tmp_path: Path) -> None:
     clients = np.array([2, 0, 2, 1, 0])
     builder = ShardBuilder(tmp_path, memory_bytes=64)

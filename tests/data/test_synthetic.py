@@ -80,6 +80,9 @@ def test_clusters_are_as_the_truth_has_them() -> None:
         moved += int(gone.sum())
     assert moved > 100
     assert 0.3 < np.isfinite(data.truth["item_moves_at"]).mean() < 0.9
+    for seed in range(5):
+        moves = load(seed, num_clients=1, num_items=103, num_clusters=10, drift=1.0).truth["item_moves_at"]
+        assert np.isfinite(moves).tolist() == [True] * 100 + [False] * 3  # a last, incomplete rank stays
     still = load(num_clients=300, num_items=103, num_clusters=10)
     assert not np.isfinite(still.truth["item_moves_at"]).any()
     assert set(still.train.columns["item"].tolist()) == set(range(103))

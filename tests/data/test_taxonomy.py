@@ -91,7 +91,8 @@ def test_below_a_root_without_some(tmp_path: Path) -> None:
 def test_a_client_holds_the_pairs_that_start_with_its_own_edges(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    owned = "child,parent,owner\nmammal,animal,A\ndog,mammal,B\ndog,pet,C\npet,animal,A\npuppy,dog,B\ndog,mammal,B\n"
+    owned = "child,parent,owner\nmammal,animal,A\ndog,mammal,B\ndog,pet,C\npet,animal,A\n"
+    owned += "puppy,dog,B\ndog,mammal,B\n"
     path = written(tmp_path, owned + "puppy,dog,D\noak,plant,E\n")
     source = TaxonomyFile(path, OWNED, root="animal")
     data = source.load(Natural(), 0)
@@ -108,6 +109,9 @@ def test_a_client_holds_the_pairs_that_start_with_its_own_edges(
     with caplog.at_level(logging.WARNING, logger="fedemb"):
         assert pairs_of(source.load(IID(2), 0), 0) == pairs_of(data, 0)
     assert "the partition is not used" in caplog.text
+    both = TaxonomyFile(written(tmp_path, owned + "dog,pet,B\n"), OWNED).load(Natural(), 0)
+    assert both.train.sizes.tolist() == [2, 7, 2], "an ancestor on two ways counts once"
+    path = written(tmp_path, owned + "puppy,dog,D\noak,plant,E\n")
     data = TaxonomyFile(path, OWNED, closure=False).load(Natural(), 0)
     assert pairs_of(data, 1) == {("dog", "mammal"), ("puppy", "dog")}
     assert pairs_of(data, 4) == {("oak", "plant")}
@@ -138,7 +142,9 @@ def test_parquet_with_numbers_as_names(tmp_path: Path) -> None:
     assert data.clients is not None
     assert set(data.clients.to_list()) <= {"1", "2", "10"}
     pq.write_table(pa.table({"child": [[1], [2]], "parent": [10, 1]}), path)
-    with pytest.raises(DataError, match="data.columns.child of .* must hold names, got values of type list"):
+    with pytest.raises(
+        DataError, match=r"data\.columns\.child of .* must hold names, got values of type list"
+    ):
         TaxonomyFile(str(path), COLUMNS).load(IID(1), 0)
 
 

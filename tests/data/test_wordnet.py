@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,17 @@ import pytest
 from fedemb.data import wordnet
 from fedemb.data.partition import IID, ByColumn, Subtree
 from fedemb.data.taxonomy import TaxonomyFile
-from fedemb.data.wordnet import MAMMAL_EXCLUDE, MAMMAL_ROOT, Mammals, Nouns, WordNet, bundle, read_nouns
+from fedemb.data.wordnet import (
+    LEXICOGRAPHER_FILES,
+    MAMMAL_EXCLUDE,
+    MAMMAL_ROOT,
+    MAMMALS_FILE,
+    Mammals,
+    Nouns,
+    WordNet,
+    bundle,
+    read_nouns,
+)
 from fedemb.errors import DataError, SettingError
 from fedemb.types import Dataset
 
@@ -39,7 +51,8 @@ DATA = NOTICE + (
     "00000100 03 n 01 entity 0 001 ~ 00000200 n 0000 | that which is  \n"
     "00000200 05 n 02 Dog 0 domestic_dog 0 002 @ 00000100 n 0000 + 00009999 v 0101 | a | b  \n"
     "00000300 18 n 01 dog 1 001 @ 00000100 n 0000 | a dull person  \n"
-    "00000400 18 n 0a Rex 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 j 0 002 @i 00000200 n 0000 @ 00000300 n 0000 | one dog  \n"
+    "00000400 18 n 0a Rex 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 j 0 "
+    "002 @i 00000200 n 0000 @ 00000300 n 0000 | one dog  \n"
 )
 INDEX = NOTICE + (
     "dog n 2 2 @ ~ 2 1 00000300 00000200  \n"
@@ -120,8 +133,25 @@ def test_bad_files_are_refused(tmp_path: Path, data: str, index: str, said: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 1, "usage: python -m fedemb.data.wordnet"),
+        (["nowhere", "out"], 2, "data.path must be WordNet's dict"),
+    ],
+)
+def test_the_command_is_plain_about_mistakes(
+    tmp_path: Path, arguments: list[str], status: int, said: str
+) -> None:
+    command = [sys.executable, "-m", "fedemb.data.wordnet", *(str(tmp_path / name) for name in arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == status
+    assert result.stderr.startswith(said)
+    assert result.stderr.count("\n") == 1
+
+
 def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"where data\.noun is missing; Debian's package wordnet-base"):
+    with pytest.raises(DataError, match=r"where data\.noun is missing; Debian's wordnet-base"):
         read_nouns(tmp_path / "nowhere")
     folder = written(tmp_path)
     (folder / "index.noun").unlink()
@@ -148,7 +178,7 @@ def test_the_bundled_mammals() -> None:
     assert data.taxonomy.direct.sum() == 1_180
     roots = np.flatnonzero(data.taxonomy.depth == 0)
     assert [data.vocabularies["node"].name(int(root)) for root in roots] == [MAMMAL_ROOT]
-    notice = (BUNDLED / "WORDNET-LICENSE").read_text()
+    notice = (BUNDLED / "WORDNET-LICENSE.md").read_text()
     assert "WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved." in notice
     data = Mammals().load(Subtree(40), 0)
     assert data.clients is not None
@@ -165,7 +195,7 @@ def test_the_bundle_is_the_list_in_use_and_the_licence_is_verbatim() -> None:
     debian = (SHARED / "LICENCE-wordnet-debian-copyright.txt").read_text().split("License: WordNet3.0\n")[1]
     debian = debian.split("Files: debian/*")[0]
     words = [line.strip().removesuffix(" .") for line in debian.strip().splitlines()]
-    notice = (BUNDLED / "WORDNET-LICENSE").read_text().strip().splitlines()
+    notice = (BUNDLED / "WORDNET-LICENSE.md").read_text().strip().splitlines()
     assert notice == ["" if line == "." else line for line in words]
 
 
@@ -183,6 +213,17 @@ def test_names_and_edges_are_the_ones_in_use(nouns: Nouns) -> None:
     assert len(nouns.names) == len(set(nouns.names)) == 82_115
     assert len(nouns.child) == 84_427
     assert {(nouns.names[a], nouns.names[b]) for a, b in zip(nouns.child, nouns.parent, strict=True)} == known
+
+
+@needs_wordnet
+def test_lexicographer_files_have_their_names(nouns: Nouns) -> None:
+    written_in = dict(zip(nouns.names, nouns.lexicographer.tolist(), strict=True))
+    known = {"wind": "phenomenon", "rose": "plant", "money": "possession", "oxidation": "process"}
+    known |= {"triangle": "shape", "sleep": "state", "water": "substance", "winter": "time", "body": "body"}
+    assert {word: LEXICOGRAPHER_FILES[written_in[f"{word}.n.01"]] for word in known} == {
+        word: f"noun.{name}" for word, name in known.items()
+    }
+    assert LEXICOGRAPHER_FILES[written_in["entity.n.01"]] == "noun.Tops"
 
 
 @needs_wordnet
@@ -209,14 +250,7 @@ def test_the_bundle_comes_out_of_wordnet_and_twice_the_same(tmp_path: Path) -> N
     assert DICT is not None
     bundle(DICT, tmp_path / "first")
     bundle(DICT, tmp_path / "second")
-    for name in ("mammals.csv.gz", "WORDNET-LICENSE"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert (tmp_path / "first" / "WORDNET-LICENSE").read_text() == (BUNDLED / "WORDNET-LICENSE").read_text()
-    fresh, kept = (
-        gzip.decompress((folder / "mammals.csv.gz").read_bytes()) for folder in (tmp_path / "first", BUNDLED)
-    )
-    assert fresh == kept
-    assert (BUNDLED / "mammals.csv.gz").read_bytes()[4:8] == bytes(4), "no time stamp"
-    columns = {"child": "child", "parent": "parent"}
-    closed = TaxonomyFile(str(BUNDLED / "mammals.csv.gz"), columns, closure=False).load(IID(1), 0)
-    assert closed.train.num_examples == 6_540
+    for name in (MAMMALS_FILE, "WORDNET-LICENSE.md"):
+        first = (tmp_path / "first" / name).read_bytes()
+        assert first == (tmp_path / "second" / name).read_bytes()
+        assert first == (BUNDLED / name).read_bytes()

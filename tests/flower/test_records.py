@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord
 
+from fedemb.aggregate.check import select
 from fedemb.flower.codec import decode, encode, upload_bytes
 from fedemb.flower.records import is_by_reference, pack, unpack
 from fedemb.manifolds import Euclidean
@@ -77,6 +78,7 @@ def test_codec_round_trip_and_size() -> None:
     assert torch.equal(back.tables["item"].values, data.tables["item"].values)
     assert torch.equal(back.tables["item"].counts, data.tables["item"].counts)
     assert torch.equal(back.dense["map"], data.dense["map"])
-    assert upload_bytes(data, tables) == sum(tensor.nbytes for tensor in tensors.values())
+    alone = [encode(select(data, np.array([i])), tables) for i in range(2)]
+    assert upload_bytes(data, tables) == sum(tensor.nbytes for one in alone for tensor in one.values())
     with pytest.raises(ValueError, match="must have the part 'weights'"):
         decode({name: value for name, value in tensors.items() if name != "weights"})

@@ -16,7 +16,10 @@ from fedemb.flower.client_app import make_client_app
 from fedemb.run import in_process
 from fedemb.run.training import Trained, train_on, train_with_runner
 
-SMALL = ["rounds=3", "task.dim=4", "task.negatives=5", "partition.num_clients=12", "evaluate_every=0", "checkpoint_every=0"]
+SMALL = [
+    "data=synthetic", "data.structure=tree", "data.num_items=90", "data.num_clients=12", "data.examples_per_client=9",
+    "rounds=3", "task.dim=4", "task.negatives=5", "evaluate_every=0",
+]  # fmt: skip
 INTERACTIONS = ["data=synthetic", "data.num_clients=30", "data.num_items=60", "data.examples_per_client=12", "rounds=3"]
 CASES = {
     "hierarchical": SMALL,

@@ -1,4 +1,4 @@
-"""report/plots.py, disk.py, arcs.py, projection.py, branches.py, labels.py: pictures that show what is there."""
+"""report/plots.py, disk.py and what they are made of: pictures that show what is there."""
 
 from pathlib import Path
 
@@ -21,10 +21,9 @@ from fedemb.types import Taxonomy
 
 def colours(path: Path) -> int:
     """Number of different colours in a picture."""
-    picture = imread(path)
-    assert picture.shape[0] > 200
-    assert picture.shape[1] > 200
-    return len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0))
+    picture = np.rint(imread(path)[..., :3] * 255) @ [1, 256, 65536]
+    assert min(picture.shape) > 200
+    return len(np.unique(picture))
 
 
 def disk_points(generator: np.random.Generator, count: int) -> Float64:
@@ -36,7 +35,7 @@ def disk_points(generator: np.random.Generator, count: int) -> Float64:
 
 
 def test_arcs_are_geodesics() -> None:
-    """Ends are exact; every point is on the circle through both ends that meets the boundary at right angles."""
+    """Ends are exact; every point is on the circle through both that meets the boundary at right angles."""
     generator = np.random.default_rng(0)
     start, end = disk_points(generator, 500), disk_points(generator, 500)
     curves = geodesics(start, end)
@@ -74,7 +73,6 @@ def test_diameters_and_points_are_straight(start: tuple[float, float], end: tupl
     curve = geodesics(np.array([start]), np.array([end]))[0]
     way = np.array(end) - np.array(start)
     assert np.isfinite(curve).all()
-    assert np.abs(np.cross(curve - start, way)).max() < 1e-15 if len(start) == 3 else True
     off = (curve - start) @ np.array([-way[1], way[0]])
     assert np.abs(off).max() < 1e-12
     np.testing.assert_allclose(curve[[0, -1]], [start, end], atol=1e-15)
@@ -104,9 +102,10 @@ def test_two_dimensions_stay_and_a_plane_is_found() -> None:
     np.testing.assert_allclose(to_disk(plane).points, plane, atol=1e-12)
     turn = np.linalg.qr(generator.normal(size=(5, 5)))[0][:2]
     found = to_disk(plane @ turn)
+    np.testing.assert_allclose(to_disk((plane @ turn).astype(np.float32)).points, found.points, atol=1e-3)
     assert found.share == pytest.approx(1)
     np.testing.assert_allclose(found.points @ found.points.T, plane @ plane.T, atol=1e-9)  # up to a turn
-    with pytest.raises(ValueError, match="inside the unit ball, got a norm of 2.0"):
+    with pytest.raises(ValueError, match=r"inside the unit ball, got a norm of 2\.0"):
         to_disk(np.array([[2.0, 0.0, 0.0]]))
 
 

@@ -17,8 +17,9 @@ import sys
 from fedemb.report.progress import progress
 with progress(3) as show:
     for number in (1, 2, 3):
-        show({"phase": "federated", "round": number, "rounds": 3, "loss": 0.5, "client_updates": 40, "seconds": 0.5,
-              "upload_bytes": 2048, "download_bytes": 1 << 20, **({"map": 0.875} if number == 3 else {})})
+        show({"phase": "federated", "round": number, "rounds": 3, "loss": 0.5, "client_updates": 40,
+              "seconds": 0.5, "upload_bytes": 2048, "download_bytes": 1 << 20,
+              **({"map": 0.875} if number == 3 else {})})
     show({"phase": "local_only", "round": 2, "rounds": 4, "seconds": 0.1})
     show({"phase": "popularity", "map": 0.1})
     print("a result")
@@ -113,7 +114,11 @@ def test_a_call_costs_little(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error_inside_comes_out(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), progress(5, enabled=True) as show:
-        show(next(lines(5)))
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with progress(5, enabled=True) as show:
+            show(next(lines(5)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert capfd.readouterr().err.endswith("\x1b[?25h")
