@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 INK, MUTED, FAINT = "#1f2328", "#6e7781", "#d8dee4"
 # Okabe and Ito's colours, told apart by colour-blind readers; then their darker and lighter cousins.
@@ -37,6 +38,12 @@ def axes(made: Figure, *position: int, **settings: Any) -> Any:
     made_axes.grid(axis="y", color=FAINT, linewidth=0.6)
     made_axes.set_axisbelow(True)
     return made_axes
+
+
+def as_written(legend: Legend) -> None:
+    """Takes names in a legend as they are: a dollar sign in one begins no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 
 from fedemb.report.arcs import Float64, geodesics
-from fedemb.report.canvas import COLOURS, FAINT, INK, MUTED, figure, save
+from fedemb.report.canvas import COLOURS, FAINT, INK, MUTED, as_written, figure, save
 from fedemb.report.labels import Label, place_labels
 from fedemb.types import Int64
 
@@ -155,5 +155,4 @@ def _draw_legend(made: Any, branch: Int64, branch_names: Sequence[str], palette:
         labelcolor=INK,
         handletextpad=0.3,
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    as_written(legend)

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from fedemb.report.canvas import COLOURS, INK, MUTED, axes, figure, save
+from fedemb.report.canvas import COLOURS, INK, MUTED, as_written, axes, figure, save
 from fedemb.report.contents import FEDERATED, spoken
 from fedemb.report.metrics_log import evaluation_metrics
 
@@ -46,7 +46,7 @@ def convergence(metrics: Sequence[Mapping[str, Any]], path: Path, metric: str | 
         panel.set_xlim(0, rounds)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelbottom=number == len(panels))
-        panel.legend(frameon=False, fontsize=9, labelcolor=INK)
+        as_written(panel.legend(frameon=False, fontsize=9, labelcolor=INK))
     stretched = any(line.get("rounds", rounds) != rounds for line in metrics if line.get("loss") is not None)
     note = " (others: the same share of their own passes)" if stretched else ""
     panel.set_xlabel(f"round{note}", color=MUTED, fontsize=9)

@@ -27,7 +27,7 @@ def written(folder: Path, rows: str = ROWS, name: str = "pairs.csv") -> str:
 
 
 def load(path: str, seed: int = 0, **settings: Any) -> Dataset:
-    return Pairs(path, **settings).load(settings.pop("partition", Natural()), seed)
+    return Pairs(path, **settings).load(Natural(), seed)
 
 
 ALL: dict[str, Any] = {"validation_share": 0, "test_share": 0}

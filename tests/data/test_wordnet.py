@@ -17,7 +17,6 @@ import pytest
 
 from fedemb.data import wordnet
 from fedemb.data.partition import IID, ByColumn, Subtree
-from fedemb.data.taxonomy import TaxonomyFile
 from fedemb.data.wordnet import (
     LEXICOGRAPHER_FILES,
     MAMMAL_EXCLUDE,

@@ -102,7 +102,9 @@ def test_two_dimensions_stay_and_a_plane_is_found() -> None:
     np.testing.assert_allclose(to_disk(plane).points, plane, atol=1e-12)
     turn = np.linalg.qr(generator.normal(size=(5, 5)))[0][:2]
     found = to_disk(plane @ turn)
-    np.testing.assert_allclose(to_disk((plane @ turn).astype(np.float32)).points, found.points, atol=1e-3)
+    single = np.concatenate((plane @ turn, np.zeros((1, 5)))).astype(np.float32)
+    np.testing.assert_allclose(to_disk(single).points[:-1], found.points, atol=1e-3)
+    np.testing.assert_array_equal(to_disk(single).points[-1], 0)
     assert found.share == pytest.approx(1)
     np.testing.assert_allclose(found.points @ found.points.T, plane @ plane.T, atol=1e-9)  # up to a turn
     with pytest.raises(ValueError, match=r"inside the unit ball, got a norm of 2\.0"):
@@ -137,6 +139,8 @@ def test_branches_of_a_tree() -> None:
 def test_a_single_path_down_is_followed_and_a_star_is_one_branch() -> None:
     labels, roots = branches(tree((1, 0), (2, 1), (3, 1), *star(4, 2, 5), *star(9, 3, 4)))
     assert roots.tolist() == [2, 3]
+    _, roots = branches(tree((1, 0), (2, 0), (3, 1), *star(4, 3, 10), *star(14, 2, 8)))
+    assert roots.tolist() == [1, 2]  # not 3, which 1 consists of: the more general name says as much
     labels, roots = branches(tree(*star(1, 0, 60)))
     assert roots.tolist() == [0]
     assert (labels == 0).all()
@@ -175,19 +179,25 @@ def test_a_disk_shows_every_branch(tmp_path: Path) -> None:
     graph = tree((1, 0), (2, 0), (3, 1), (4, 1), *star(5, 3, 10), *star(15, 4, 8), *star(23, 2, 6))
     labels, roots = branches(graph)
     names = [
-        f"$node_{number}^ <b> 猫" for number in range(len(labels))
+        f"$node_{number}^$ <b> 猫" for number in range(len(labels))
     ]  # no formula, no markup, no such letter
     names[3] = "a long name " * 5
     points = disk_points(generator, len(labels))
     points[-1] = np.nan
     edges = np.stack((graph.child[graph.direct], graph.parent[graph.direct]), axis=1)
     path = tmp_path / "pictures" / "disk.png"
-    poincare_disk(points, edges, names, labels, [names[root] for root in roots], path, "$a note")
+    poincare_disk(points, edges, names, labels, [names[root] for root in roots], path, "$a^$ note")
     assert colours(path) > 200
     picture = imread(path)[..., :3]
     for colour in ("0072b2", "d55e00", "009e73"):
         wanted = np.array([int(colour[place : place + 2], 16) for place in (0, 2, 4)]) / 255
         assert (np.abs(picture - wanted).max(axis=2) < 0.01).sum() > 50
+    branch = np.zeros(len(labels), dtype=np.int64)
+    poincare_disk(points, edges[:0], names, branch, ["all"], path)
+    blue = np.array([0x00, 0x72, 0xB2]) / 255
+    assert (
+        np.abs(imread(path)[..., :3] - blue).max(axis=2) < 0.01
+    ).sum() > 28 * 80  # each node, not the legend only
     with pytest.raises(ValueError, match="inside the unit disk"):
         poincare_disk(2 + points, edges, names, labels, [names[root] for root in roots], path)
 
@@ -236,12 +246,12 @@ def test_convergence(tmp_path: Path) -> None:
     plain = imread(path)
     assert colours(path) > 100
     references = [{"phase": "local_only", "round": 3, "rounds": 3}, {"phase": "local_only", "map": 0.2}]
-    assert convergence([*metrics, *references, {"phase": "$x^", "map": 0.1}], path)
+    assert convergence([*metrics, *references, {"phase": "$x^$", "map": 0.1}], path)
     more = imread(path)
     green = np.array([0x00, 0x9E, 0x73]) / 255
     count = [(np.abs(picture[..., :3] - green).max(axis=2) < 0.01).sum() for picture in (plain, more)]
     assert count[0] == 0
-    assert count[1] > 100
+    assert count[1] > 1000  # all the way across, not in the legend only
 
 
 def test_convergence_of_little(tmp_path: Path) -> None:
@@ -249,7 +259,7 @@ def test_convergence_of_little(tmp_path: Path) -> None:
     assert not convergence([], path)
     assert not convergence([{"phase": "federated", "round": 1, "rounds": 1, "loss": None, "map": None}], path)
     assert not path.exists()
-    assert convergence([{"phase": "federated", "round": 1, "rounds": 1, "loss": 0.5}], path)
+    assert convergence([{"phase": "federated", "round": 1, "rounds": 1, "$x^$": 0.5}], path)
     one_panel = imread(path).shape[0]
     assert convergence(lines_of("federated", 5, 5), path, metric="map")
     assert imread(path).shape[0] > 1.5 * one_panel

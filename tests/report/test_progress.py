@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from rich.progress import Progress
 
 from fedemb.report.progress import progress
 
@@ -111,6 +112,26 @@ def test_a_call_costs_little(capfd: pytest.CaptureFixture[str]) -> None:
         seconds = time.thread_time() - start
     assert seconds / 5000 < 1e-4
     assert "5000/5000" in capfd.readouterr().err
+
+
+def test_many_calls_are_few_drawings(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What came last is drawn all the same, also if a phase does not end."""
+    drawings, update = [], Progress.update
+
+    def counted(self: Progress, *arguments: Any, **settings: Any) -> None:
+        drawings.append(settings)
+        update(self, *arguments, **settings)
+
+    monkeypatch.setattr(Progress, "update", counted)
+    start = time.monotonic()
+    with progress(5000, enabled=True) as show:
+        for line in list(lines(5000))[:4999]:
+            show(line)
+    seconds = time.monotonic() - start
+    assert len(drawings) <= 4 + 8 * seconds
+    assert "4999/5000" in capfd.readouterr().err
 
 
 def test_an_error_inside_comes_out(capfd: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,7 @@ def test_plain_text_is_aligned_and_has_no_codes(capsys: pytest.CaptureFixture[st
         )
         == 1
     )
+    assert len({len(line) for line in table}) == 1  # header and numbers end together
     assert not any(line.endswith(" ") for line in lines)
     assert "3 ([bold]not finite)" in out
 
