@@ -182,7 +182,7 @@ def _build(config: Any) -> Parts:
     stages.append(_checked(Weight, by=aggregate.weights, cap=aggregate.weight_cap))
     if aggregate.rows == "sum" and aggregate.weights == "examples":
         raise SettingError(
-            "aggregate.rows=sum adds updates up, so aggregate.weights must be uniform or capped (in [0, 1]), got examples"
+            "aggregate.rows=sum adds updates up, so aggregate.weights must be uniform or capped, got examples"
         )
     shared = tuple(table for table in task.tables if table.shared)
     _checked(Plain, tables=shared, rows=aggregate.rows, mean=aggregate.mean)

@@ -37,7 +37,9 @@ class Uniform:
             raise ValueError(f"cohort.size must be at least 1, got {self.size}")
 
     def __call__(self, seed: int, round: int, eligible: Int64) -> Int64:
-        chosen = generator(seed, "cohort", round).choice(len(eligible), self.size, replace=False, shuffle=False)
+        chosen = generator(seed, "cohort", round).choice(
+            len(eligible), self.size, replace=False, shuffle=False
+        )
         return eligible[np.sort(chosen)]
 
     def check(self, num_eligible: int) -> None:

@@ -19,7 +19,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedemb.errors import SettingError
 
-NOT_HASHED = ("runner", "hydra", "resume", "checkpoint_every", "rounds", "evaluate_every", "baselines", "centralized", "experiment", "verbose")
+NOT_HASHED = (
+    "runner",
+    "hydra",
+    "resume",
+    "checkpoint_every",
+    "rounds",
+    "evaluate_every",
+    "baselines",
+    "centralized",
+    "experiment",
+    "verbose",
+)
 
 
 @dataclass
@@ -84,9 +95,9 @@ def check(config: DictConfig) -> None:
     Raises:
         SettingError: If a value is out of range.
     """
-    for name in config:
+    for name in map(str, config):
         if name not in Experiment.__dataclass_fields__ and name != "hydra":
-            raise SettingError(f"{name} is not a setting here{_nearest(str(name), _known_keys())}")
+            raise SettingError(f"{name} is not a setting here{_nearest(name, _known_keys())}")
     for name, low in (("rounds", 1), ("evaluate_every", 0), ("checkpoint_every", 0), ("seed", 0)):
         if config[name] < low:
             raise SettingError(f"{name} must be at least {low}, got {config[name]}")
@@ -143,13 +154,19 @@ def explain(error: Exception) -> str:
         if "not in" in text:
             return f"{key} is not a setting here{_nearest(key, _known_keys())}"
         wrong = re.search(r"Value '(.*?)'.*?could not be converted to (\w+)", text)
-        return f"{key} must be of type {wrong[2]}, got {wrong[1]!r}" if wrong else f"{key}: {str(chain[-1]).splitlines()[0]}"
+        return (
+            f"{key} must be of type {wrong[2]}, got {wrong[1]!r}"
+            if wrong
+            else f"{key}: {str(chain[-1]).splitlines()[0]}"
+        )
     if found := re.search(r"Could not find '([^']+)'", text):
         group, _, option = found[1].rpartition("/")
         options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) if group else []
         if options:
             return f"{group} must be one of {', '.join(options)}, got {option!r}{_nearest(option, options)}"
-    if found := re.search(r"Could not override '?([\w/@]+)'?\.?.*?[Nn]o match in the defaults list", text, re.S):
+    if found := re.search(
+        r"Could not override '?([\w/@]+)'?\.?.*?[Nn]o match in the defaults list", text, re.S
+    ):
         return f"{found[1]} is not a setting here{_nearest(found[1], _known_keys())}"
     if found := re.search(r"Key '([^']+)' is not in struct|Key '([^']+)' not in", text):
         key = found[1] or found[2]

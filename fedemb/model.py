@@ -74,7 +74,9 @@ class Run:
 
     def __post_init__(self) -> None:
         if not (self.folder / "model" / "model.json").is_file():
-            raise DataError(f"{self.folder} must be the folder of a finished run, but model/model.json is missing")
+            raise DataError(
+                f"{self.folder} must be the folder of a finished run, but model/model.json is missing"
+            )
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from client to client is *ragged*: concatenated values plus ``offsets`` of shape
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -163,9 +163,7 @@ class Recommender(Protocol):
         """Name of the entity whose whole vocabulary is ranked."""
         ...
 
-    def scores(
-        self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards
-    ) -> Tensor:
+    def scores(self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards) -> Tensor:
         """Scores ``(clients, catalogue)`` of every item for each client of ``history``.
 
         ``personal[name]`` is ``(clients, num_rows, coordinates)``.
@@ -345,6 +343,13 @@ class CohortSampler(Protocol):
     """Who takes part in a round: ``(cohort,)`` ascending client ids."""
 
     def __call__(self, seed: int, round: int, eligible: Int64) -> Int64: ...
+    def check(self, num_eligible: int) -> None:
+        """Raises SettingError if cohorts cannot be drawn from so many clients."""
+        ...
+
+    def expected(self, num_eligible: int) -> float:
+        """Mean size of a cohort."""
+        ...
 
 
 class ServerOptimizer(Protocol):
@@ -359,5 +364,3 @@ class MetricsSink(Protocol):
     """Something that is told about each round as it happens (a log, a progress bar)."""
 
     def __call__(self, line: Mapping[str, Any]) -> None: ...
-
-

@@ -113,7 +113,9 @@ def train_client(
                 touched = sorted(set(ids[name].flatten().tolist()))
                 counts[name] += torch.bincount(ids[name].flatten(), minlength=len(points[name]))
                 with torch.no_grad():
-                    _step_rows(settings, spaces[name], points[name], leaves[name].grad, touched, states[name], rate)
+                    _step_rows(
+                        settings, spaces[name], points[name], leaves[name].grad, touched, states[name], rate
+                    )
             for name in own:
                 gradient = dense_leaves[name].grad
                 flat, grad = own[name].view(1, -1), gradient.reshape(1, -1)

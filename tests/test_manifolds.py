@@ -287,6 +287,18 @@ def test_operation_broadcasts(space: Manifold, name: str) -> None:
     close(OPERATIONS[name](space, x, y, v).expand_as(whole), whole, 1e-12)
 
 
+@every_space
+@pytest.mark.parametrize(
+    "name", ["exp", "norm", "transport", "riemannian_gradient", "to_frame", "from_frame"]
+)
+def test_result_has_the_broadcast_shape(space: Manifold, name: str) -> None:
+    """Also where a result depends on the tangent vector alone, as in flat space."""
+    x = place(space, draw(3, 1))
+    result = OPERATIONS[name](space, x, x, torch.zeros(5, x.shape[-1], dtype=x.dtype))
+    last = {"norm": (), "to_frame": (DIM,)}.get(name, x.shape[-1:])
+    assert result.shape == (3, 5, *last)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["euclidean", "poincare", "lorentz"])
 def test_dtype_is_kept(name: str, dtype: str) -> None:

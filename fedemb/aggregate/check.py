@@ -13,7 +13,9 @@ from fedemb.data.shards import offsets_of, ragged_indices
 from fedemb.types import RowUpdates, Updates
 
 
-def _shape_fault(updates: Updates, tables: Mapping[str, tuple[int, int]], dense: Mapping[str, Tensor]) -> str | None:
+def _shape_fault(
+    updates: Updates, tables: Mapping[str, tuple[int, int]], dense: Mapping[str, Tensor]
+) -> str | None:
     num_clients = len(updates.clients)
     if set(updates.tables) != set(tables) or set(updates.dense) != set(dense):
         return f"wrong tables: got {sorted([*updates.tables, *updates.dense])}"
@@ -34,7 +36,9 @@ def _shape_fault(updates: Updates, tables: Mapping[str, tuple[int, int]], dense:
 
 def _per_client(rows: RowUpdates, faulty: Tensor) -> Tensor:
     client = torch.repeat_interleave(rows.offsets.diff())
-    return torch.zeros(len(rows.offsets) - 1, dtype=torch.bool).index_put_((client[faulty.cpu()],), torch.tensor(True))
+    return torch.zeros(len(rows.offsets) - 1, dtype=torch.bool).index_put_(
+        (client[faulty.cpu()],), torch.tensor(True)
+    )
 
 
 def _row_faults(rows: RowUpdates, num_rows: int) -> list[tuple[Tensor, str]]:

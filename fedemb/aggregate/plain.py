@@ -89,7 +89,9 @@ class Plain:
         if self.rows == "ratio":
             return rows.counts
         if self.rows in ("fedavg", "sum"):
-            own = torch.repeat_interleave(clients.to(rows.values.device), rows.offsets.diff().to(rows.values.device))
+            own = torch.repeat_interleave(
+                clients.to(rows.values.device), rows.offsets.diff().to(rows.values.device)
+            )
             return own.to(rows.values.dtype)
         return torch.ones_like(rows.counts)
 

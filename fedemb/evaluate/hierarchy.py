@@ -45,7 +45,7 @@ def reconstruction(
     if len(points) != num_nodes:
         raise ValueError(f"points must have a row for each of the {num_nodes} nodes, got {len(points)}")
     near, scale = _measure(points.detach(), manifold)
-    lost = (~(near.isfinite().all(1) & scale.isfinite())).numpy()
+    lost = (~(near.isfinite().all(1) & scale.isfinite())).cpu().numpy()
     order = np.argsort(taxonomy.child, kind="stable")
     parent = taxonomy.parent[order]
     nodes, sizes = np.unique(taxonomy.child, return_counts=True)
@@ -56,7 +56,7 @@ def reconstruction(
         block = nodes[first : first + num_rows]
         # The matrix product's shortcut |x|^2 + |y|^2 - 2<x, y> would lose near points near the boundary.
         distance = torch.cdist(near[block], near, compute_mode="donot_use_mm_for_euclid_dist")
-        rows = distance.mul_(scale).numpy()
+        rows = distance.mul_(scale).cpu().numpy()
         rows[:, lost] = rows[lost[block]] = math.inf
         rows[np.arange(len(block)), block] = math.nan
         # A loop over nodes: each has its own number of ancestors, and a row alone is work for a millisecond.
@@ -142,7 +142,7 @@ def _measure(points: Tensor, manifold: Manifold) -> tuple[Tensor, Tensor]:
     points = points.double()
     ball = manifold.to_ball(points)
     if manifold.curvature == 0:
-        return ball, torch.ones(len(ball), dtype=torch.float64)
+        return ball, torch.ones_like(ball[:, 0])
     if manifold.name == "lorentz":
         time = (1 - manifold.curvature * points[:, 1:].square().sum(1)).sqrt()
         return ball, ((1 + time) / 2).sqrt()
@@ -193,7 +193,7 @@ def average_precision(child: Int64, rank: Float, num_nodes: int) -> Float64:
 def norm_depth_correlation(points: Tensor, manifold: Manifold, taxonomy: Taxonomy) -> float:
     """Spearman's correlation of distance from the origin and depth; NaN where all depths are one."""
     origin = manifold.origin(points.shape[1] - manifold.num_coordinates(0)).double()
-    radius = manifold.distance(points.detach().double(), origin).numpy()
+    radius = manifold.distance(points.detach().cpu().double(), origin).numpy()
     first, second = _average_ranks(radius), _average_ranks(taxonomy.depth)
     first, second = first - first.mean(), second - second.mean()
     length = math.sqrt(float(first @ first) * float(second @ second))

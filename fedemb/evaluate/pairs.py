@@ -29,10 +29,11 @@ def area_under_curve(scores: Float, labels: Float, owner: Int64, num_clients: in
     before = np.concatenate([[0], np.cumsum(np.bincount(whose, minlength=num_clients))])[whose]
     num_positive = np.bincount(whose[positive], minlength=num_clients)
     num_negative = np.bincount(whose[~positive], minlength=num_clients)
-    won = np.bincount(whose[positive], (rank - before)[positive], minlength=num_clients)
-    won = won - num_positive * (num_positive + 1) / 2
+    ranks = np.bincount(whose[positive], (rank - before)[positive], minlength=num_clients)
+    won = ranks - num_positive * (num_positive + 1) / 2
     pairs = num_positive * num_negative
-    return np.divide(won, pairs, out=np.full(num_clients, np.nan), where=pairs > 0)
+    area: Float = np.divide(won, pairs, out=np.full(num_clients, np.nan), where=pairs > 0)
+    return area
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class PairClassification:
     ) -> Evaluated:
         """Metrics of these clients."""
         held_out = self.pairs.take(clients)
-        left, right = (torch.from_numpy(np.asarray(held_out.columns[n], dtype=np.int64)) for n in ("left", "right"))
+        left, right = (
+            torch.from_numpy(np.asarray(held_out.columns[n], dtype=np.int64)) for n in ("left", "right")
+        )
         label = np.asarray(held_out.columns["label"], dtype=np.float64)
         names = [table.name for table in self.task.tables]
         first, second = tables[names[0]], tables[names[-1]]
@@ -76,5 +79,7 @@ class PairClassification:
             mean = np.divide(sums, sizes, out=np.full(len(clients), np.nan), where=sizes > 0)
             per_client[prefix + name] = mean
         per_client[prefix + "auc"] = area_under_curve(scores, label, owner, len(clients))
-        metrics = {n: float(np.nanmean(v)) if (~np.isnan(v)).any() else float("nan") for n, v in per_client.items()}
+        metrics = {
+            n: float(np.nanmean(v)) if (~np.isnan(v)).any() else float("nan") for n, v in per_client.items()
+        }
         return Evaluated(metrics, per_client, clients)

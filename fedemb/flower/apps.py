@@ -33,7 +33,9 @@ def _host(context: Context) -> Host:
     """The clients of this node: its share of all, by ``partition-id`` and ``num-partitions`` of the node's config."""
     config = context.node_config
     if "partition-id" not in config or "num-partitions" not in config:
-        raise ValueError("a SuperNode must be started with --node-config 'partition-id=... num-partitions=...'")
+        raise ValueError(
+            "a SuperNode must be started with --node-config 'partition-id=... num-partitions=...'"
+        )
     return _parts(overrides_of(context)).host(int(config["partition-id"]), int(config["num-partitions"]))
 
 

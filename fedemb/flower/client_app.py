@@ -25,7 +25,9 @@ def _personal(host: Host, context: Context) -> dict[str, PersonalRows]:
     assert isinstance(record, ArrayRecord)
     stored = unpack(record)
     return {
-        table.name: PersonalRows(table, host.first, stored[f"{table.name}/points"], stored[f"{table.name}/known"])
+        table.name: PersonalRows(
+            table, host.first, stored[f"{table.name}/points"], stored[f"{table.name}/known"]
+        )
         for table in host.task.tables
         if not table.shared
     }
@@ -124,4 +126,7 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
 
 
 def _file(host: Host, config: ConfigRecord) -> Path:
-    return Path(str(config["folder"])) / f"personal-{host.first}-{host.num_clients}-{config['round']}.safetensors"
+    return (
+        Path(str(config["folder"]))
+        / f"personal-{host.first}-{host.num_clients}-{config['round']!s}.safetensors"
+    )

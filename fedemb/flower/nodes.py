@@ -73,12 +73,17 @@ def describe_nodes(
     for reply in grid.send_and_receive(messages, timeout=timeout_seconds):
         node = reply.metadata.src_node_id
         if reply.has_error():
-            raise RunError(f"node {node} cannot take part: {(reply.error.reason or '').strip().splitlines()[-1:]}")
+            raise RunError(
+                f"node {node} cannot take part: {(reply.error.reason or '').strip().splitlines()[-1:]}"
+            )
         facts, arrays = reply.content["facts"], reply.content["arrays"]
-        assert isinstance(facts, ConfigRecord) and isinstance(arrays, ArrayRecord)
+        assert isinstance(facts, ConfigRecord)
+        assert isinstance(arrays, ArrayRecord)
         for name, ours in (("tables", tables), ("digest", digest)):
             if facts[name] != ours:
-                raise RunError(f"node {node} was set up for another run: its {name} {facts[name]}, ours {ours}")
+                raise RunError(
+                    f"node {node} was set up for another run: its {name} {facts[name]!s}, ours {ours}"
+                )
         found.append((int(str(facts["first"])), node, unpack(arrays)))
     if len(found) != len(ids):
         raise RunError(f"{len(ids)} nodes were asked what they host, {len(found)} answered")
@@ -87,7 +92,9 @@ def describe_nodes(
     bounds = np.concatenate([[0], np.cumsum([len(size) for size in sizes])]).astype(np.int64)
     if [entry[0] for entry in found] != bounds[:-1].tolist():
         raise RunError(f"nodes must host consecutive clients, but theirs start at {[e[0] for e in found]}")
-    return Nodes(tuple(e[1] for e in found), bounds, np.concatenate(sizes), _sum_holders([e[2] for e in found]))
+    return Nodes(
+        tuple(e[1] for e in found), bounds, np.concatenate(sizes), _sum_holders([e[2] for e in found])
+    )
 
 
 def _sum_holders(arrays: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -17,7 +17,15 @@ REFERENCE = "fedemb.reference"
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.bool,
+    )
 }
 
 
@@ -53,7 +61,9 @@ def _tensor(name: str, array: Array) -> Tensor:
         raise ValueError(f"array {name} must be {RAW} of a known type, got {array.stype} of {array.dtype}")
     expected = int(np.prod(array.shape, dtype=object)) * dtype.itemsize
     if min(array.shape, default=0) < 0 or expected != len(array.data):
-        raise ValueError(f"array {name} of shape {array.shape} must have {expected} bytes, got {len(array.data)}")
+        raise ValueError(
+            f"array {name} of shape {array.shape} must have {expected} bytes, got {len(array.data)}"
+        )
     if not expected:
         return torch.empty(array.shape, dtype=dtype)
     return torch.frombuffer(bytearray(array.data), dtype=dtype).view(array.shape)

@@ -1,6 +1,6 @@
 """The server's half of a run as a Flower ``Strategy``: samples clients, talks to nodes, adds up, steps.
 
-    cohort ── split by node ──> one message per node ──> replies ── check ──> aggregator ── stages ──> optimiser
+cohort ── split by node ──> one message per node ──> replies ── check ──> aggregator ── stages ──> optimiser
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,8 @@ class FederatedEmbedding(Strategy):
         if not messages:
             return [], {}
         asked = {message.metadata.dst_node_id: part for message, part in messages}
-        good, failed = [], {}
+        good: list[Message] = []
+        failed: dict[int, str] = {}
         for reply in grid.send_and_receive([m for m, _ in messages], timeout=self.plan.timeout_seconds):
             node = reply.metadata.src_node_id
             if reply.metadata.group_id != str(round) or node not in asked:
@@ -182,7 +184,8 @@ class FederatedEmbedding(Strategy):
 
     def _fold(self, replies: Iterable[Message]) -> dict[int, str]:
         """Adds replies to the running total, clients in ascending order whatever node they sit on."""
-        parts, reasons = [], {}
+        parts: list[Updates] = []
+        reasons: dict[int, str] = {}
         for reply in replies:
             record = reply.content["updates"]
             assert isinstance(record, ArrayRecord)
@@ -243,13 +246,17 @@ class FederatedEmbedding(Strategy):
         arrays = self.model()
         for number in range(waves):
             self.cohort = cohort[number::waves]
-            replies, failed = self._exchange(grid, list(self._messages("train", round, arrays, self.cohort)), round)
+            replies, failed = self._exchange(
+                grid, list(self._messages("train", round, arrays, self.cohort)), round
+            )
             reasons |= failed | self._fold(replies)
         self.tally.download_bytes += len(cohort) * model_bytes(self.tables, self.dense)
         self._reject(reasons)
         if len(cohort) and self.tally.client_updates == before:
             client, reason = next(iter(reasons.items()), (-1, "nobody answered"))
-            raise RunError(f"round {round}: none of {len(cohort)} clients sent a usable update; client {client}: {reason}")
+            raise RunError(
+                f"round {round}: none of {len(cohort)} clients sent a usable update; client {client}: {reason}"
+            )
         self._finish(round)
         seconds = time.perf_counter() - begin
         self.tally.train_seconds += seconds
@@ -293,7 +300,7 @@ class FederatedEmbedding(Strategy):
         per_client = {name: torch.cat([p[name] for p in parts]).numpy()[order] for name in parts[0]}
         metrics = {name: mean_of(values) for name, values in per_client.items()}
         self.evaluated = Evaluated(metrics, per_client, clients[order])
-        return MetricRecord(metrics)
+        return _record(metrics)
 
     def evaluate(self, grid: Grid, round: int) -> Evaluated | None:
         """The model as it stands, measured at the server or on the clients."""
@@ -311,7 +318,9 @@ class FederatedEmbedding(Strategy):
         config = ConfigRecord(
             {"round": round, "folder": self.personal_folder, "by_reference": self.plan.by_reference}
         )
-        messages = [Message(RecordDict({"config": config}), node, f"query.{action}") for node in self.nodes.ids]
+        messages = [
+            Message(RecordDict({"config": config}), node, f"query.{action}") for node in self.nodes.ids
+        ]
         for reply in grid.send_and_receive(messages, timeout=self.plan.timeout_seconds):
             if reply.has_error():
                 raise RunError((reply.error.reason or f"a node could not {action}").strip().splitlines()[-1])
@@ -354,11 +363,15 @@ class FederatedEmbedding(Strategy):
                 evaluated = self.evaluate(grid, round)
                 line |= evaluated.metrics if evaluated else {}
                 if evaluated:
-                    result.evaluate_metrics_clientapp[round] = MetricRecord(dict(evaluated.metrics))
+                    result.evaluate_metrics_clientapp[round] = _record(evaluated.metrics)
             self.on_round({**line, "rounds": num_rounds})
             if evaluate_fn and (metrics := evaluate_fn(round, self.model())) is not None:
                 result.evaluate_metrics_serverapp[round] = metrics
-            if self.on_checkpoint and self.plan.checkpoint_every and (round % self.plan.checkpoint_every == 0 or last):
+            if (
+                self.on_checkpoint
+                and self.plan.checkpoint_every
+                and (round % self.plan.checkpoint_every == 0 or last)
+            ):
                 if self.personal_folder:
                     self._tell_nodes(grid, "save", round)
                 self.on_checkpoint(round)
@@ -367,6 +380,11 @@ class FederatedEmbedding(Strategy):
 
     def summary(self) -> None:
         """Nothing: what a person sees is made in ``report/``."""
+
+
+def _record(metrics: Mapping[str, float]) -> MetricRecord:
+    plain: dict[str, int | float | list[int] | list[float]] = {**metrics}
+    return MetricRecord(plain)
 
 
 def mean_of(values: np.ndarray) -> float:
@@ -378,7 +396,7 @@ def mean_of(values: np.ndarray) -> float:
 def _in_order(parts: list[Updates]) -> list[Updates]:
     """The same clients in ascending order; a copy only where nodes' clients interleave."""
     parts = sorted(parts, key=lambda part: int(part.clients[0]))
-    if all(a.clients[-1] < b.clients[0] for a, b in zip(parts[:-1], parts[1:], strict=True)):
+    if all(a.clients[-1] < b.clients[0] for a, b in pairwise(parts)):
         return parts
     whole = concatenate(parts)
     return [select(whole, np.argsort(whole.clients))]

@@ -78,7 +78,9 @@ def centralized(
             "seconds": time.perf_counter() - begin,
         }
         if parts.evaluation and (number == passes or (evaluate_every and number % evaluate_every == 0)):
-            evaluated = parts.evaluation({**tables, **dense}, rows_of(personal, everybody, parts.seed), everybody)
+            evaluated = parts.evaluation(
+                {**tables, **dense}, rows_of(personal, everybody, parts.seed), everybody
+            )
             line |= evaluated.metrics
         on_round(line)
     return evaluated, tables
@@ -201,5 +203,3 @@ def _joined(results: list[Evaluated], clients: Int64, num_clients: int) -> Evalu
         known = values[~np.isnan(values)]
         metrics[name] = float(known.mean()) if len(known) else float("nan")
     return Evaluated(metrics, per_client, np.arange(num_clients, dtype=np.int64))
-
-

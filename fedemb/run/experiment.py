@@ -129,11 +129,15 @@ def run_experiment(
         SettingError: If a setting is wrong, or the folder holds another run.
     """
     if config.runner.name == "deployment" and grid is None:
-        raise SettingError("runner=deployment is started by `flwr run`, see README; use runner=in_process here")
+        raise SettingError(
+            "runner=deployment is started by `flwr run`, see README; use runner=in_process here"
+        )
     config = resolve_resume(config, folder)
     with locked(folder):
         if (folder / "summary.json").exists() and Path(config.resume or "").resolve() != folder.resolve():
-            raise SettingError(f"{folder} holds a finished run; choose another hydra.run.dir, or resume={folder}")
+            raise SettingError(
+                f"{folder} holds a finished run; choose another hydra.run.dir, or resume={folder}"
+            )
         set_threads(config.runner.num_threads)
         _write_config(config, overrides, folder)
         with _terminated_as_interrupt():
@@ -204,7 +208,12 @@ def finish(
     seconds: float,
 ) -> dict[str, Any]:
     """Writes model, ``summary.json``, plots and the report, and returns the summary."""
-    if trained.interrupted and trained.finished_rounds and parts.evaluation and not parts.evaluation.on_clients:
+    if (
+        trained.interrupted
+        and trained.finished_rounds
+        and parts.evaluation
+        and not parts.evaluation.on_clients
+    ):
         everybody = np.arange(parts.dataset.train.num_clients, dtype=np.int64)
         trained.evaluated = parts.evaluation({**trained.tables, **trained.dense}, {}, everybody)
     tally = trained.tally
@@ -234,5 +243,3 @@ def finish(
     write_atomically(folder / "summary.json", lambda path: path.write_text(text))
     draw(folder, summary, parts.dataset, parts.shared, trained.tables, OmegaConf.to_yaml(config))
     return summary
-
-

@@ -49,7 +49,12 @@ class InProcessGrid(Grid):
         return Run.create_empty(run_id=1)
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """A message to a node."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
@@ -85,7 +90,9 @@ class InProcessGrid(Grid):
         """Replies to these messages; each can be pulled once."""
         return [self._replies.pop(identity) for identity in message_ids if identity in self._replies]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Replies in the order of the messages, each as soon as it is there."""
         return map(self._deliver, messages)
 
@@ -94,7 +101,10 @@ def in_process_grid(app: ClientApp, num_nodes: int, raise_errors: bool = True) -
     """A grid of ``num_nodes`` nodes that know their place among them."""
     contexts = {}
     for node in range(num_nodes):
-        config: dict[str, bool | bytes | float | int | str] = {"partition-id": node, "num-partitions": num_nodes}
+        config: dict[str, bool | bytes | float | int | str] = {
+            "partition-id": node,
+            "num-partitions": num_nodes,
+        }
         contexts[2 + node] = Context(1, 2 + node, config, RecordDict(), {})  # type: ignore[arg-type]
     return InProcessGrid(app, contexts, raise_errors)
 

@@ -19,9 +19,11 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")  # noqa: SIM115
+        handle = (folder / ".lock").open("w")
     except OSError as error:
-        raise SettingError(f"hydra.run.dir must be a folder that can be written to, got {folder} ({error.strerror})") from error
+        raise SettingError(
+            f"hydra.run.dir must be a folder that can be written to, got {folder} ({error.strerror})"
+        ) from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

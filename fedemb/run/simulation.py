@@ -50,7 +50,9 @@ def run_on_simulation(
         SettingError: If Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise SettingError("runner=simulation needs Ray: pip install 'fedemb[simulation]', or use runner=in_process")
+        raise SettingError(
+            "runner=simulation needs Ray: pip install 'fedemb[simulation]', or use runner=in_process"
+        )
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     logging.getLogger("flwr").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
     from flwr.simulation import run_simulation
@@ -60,7 +62,9 @@ def run_on_simulation(
     key = tuple(overrides)
 
     def host_of(context: Context) -> Any:
-        return _worker_parts(key).host(context.node_config["partition-id"], context.node_config["num-partitions"])
+        return _worker_parts(key).host(
+            context.node_config["partition-id"], context.node_config["num-partitions"]
+        )
 
     def digest_of(context: Context) -> str:
         return str(_worker_parts(key).digest)
@@ -71,7 +75,7 @@ def run_on_simulation(
     def main(grid: Grid, context: Context) -> None:
         use(grid)
 
-    backend = {
+    backend: Any = {
         "client_resources": {"num_cpus": num_cpus, "num_gpus": num_gpus},
         "init_args": {
             "logging_level": "info" if verbose else "error",
@@ -80,5 +84,9 @@ def run_on_simulation(
         },
     }
     run_simulation(
-        server, make_client_app(host_of, digest_of), num_nodes, backend_config=backend, verbose_logging=verbose  # type: ignore[arg-type]
+        server,
+        make_client_app(host_of, digest_of),
+        num_nodes,
+        backend_config=backend,
+        verbose_logging=verbose,
     )

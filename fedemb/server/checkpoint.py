@@ -41,7 +41,7 @@ def write_atomically(path: Path, write: Any) -> None:
     """Calls ``write(partial path)``, forces it to disk and only then gives it its name."""
     partial = path.with_name(path.name + ".partial")
     write(partial)
-    with open(partial, "rb") as handle:
+    with partial.open("rb") as handle:
         os.fsync(handle.fileno())
     partial.replace(path)
 
@@ -52,7 +52,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     facts = {"round": checkpoint.round, "digest": checkpoint.digest, "tally": checkpoint.tally}
     tensors = {name: value.cpu().contiguous() for name, value in checkpoint.tensors.items()}
     path = folder / f"round-{checkpoint.round:06d}.safetensors"
-    write_atomically(path, lambda partial: save_file(tensors, partial, metadata={"fedemb": json.dumps(facts)}))
+    write_atomically(
+        path, lambda partial: save_file(tensors, partial, metadata={"fedemb": json.dumps(facts)})
+    )
     for old in sorted(folder.glob("round-*.safetensors"))[:-_KEPT]:
         number = int(old.stem.removeprefix("round-"))
         old.unlink()

@@ -60,7 +60,7 @@ class Hierarchical:
         """
         if not {"child", "parent"} <= set(dataset.train.columns):
             raise SettingError(
-                "task=hierarchical needs child and parent columns: use data=taxonomy, data=wordnet or data=wordnet_mammals"
+                "task=hierarchical needs children and parents: use data=taxonomy, wordnet or wordnet_mammals"
             )
         return Hierarchical(len(dataset.vocabularies["node"]), **settings)  # type: ignore[arg-type]
 
@@ -82,7 +82,10 @@ class Hierarchical:
         return Exclusion("child", "parent", "negatives") if self.exclude_known else None
 
     def examples(self, shards: Shards) -> Shards:
-        return Shards({name: shards.columns[name] for name in ("child", "parent", "owner") if name in shards.columns}, shards.offsets)
+        return Shards(
+            {name: shards.columns[name] for name in ("child", "parent", "owner") if name in shards.columns},
+            shards.offsets,
+        )
 
     def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
         return {**batch, "negatives": uniform_ids(uniforms, self.num_nodes)}

@@ -12,10 +12,11 @@ from fedemb.types import Exclusion
 
 def _keys(client: Tensor, query: Tensor | None, answer: Tensor, bounds: tuple[int, int]) -> Tensor:
     queries, answers = bounds
-    key = client if query is None else client * queries + query
+    key: Tensor = client if query is None else client * queries + query
     while key.dim() < answer.dim():
         key = key.unsqueeze(-1)
-    return key * answers + answer
+    keys: Tensor = key * answers + answer
+    return keys
 
 
 def known_pairs(
@@ -45,7 +46,8 @@ def known_candidates(
     query = batch[exclusion.query] if exclusion.query else None
     keys = _keys(client, query, batch[exclusion.candidates], bounds)
     at = torch.searchsorted(known, keys).clamp_(max=len(known) - 1)
-    return known[at.view(-1)].view(keys.shape) == keys
+    found: Tensor = known[at.view(-1)].view(keys.shape) == keys
+    return found
 
 
 def key_bounds(exclusion: Exclusion, columns: Mapping[str, Tensor], num_rows: int) -> tuple[int, int]:

@@ -35,6 +35,8 @@ class Parameter:
 
 
 class LocalOptimizer(Protocol):
+    """One step on the rows of a batch."""
+
     def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
         """Moves ``parameter.points`` in place.
 
@@ -140,7 +142,16 @@ class Adam:
         t = age.index_select(0, unique).add_(1)
         mean[unique], square[unique], age[unique] = m, v, t
         corrected = v.div_(1 - torch.pow(self.beta2, t)).sqrt_().add_(self.epsilon)
-        _move(parameter, unique, start, m.div_(1 - torch.pow(self.beta1, t)).div_(corrected).mul_(-learning_rate))
+        _move(
+            parameter,
+            unique,
+            start,
+            m.div_(1 - torch.pow(self.beta1, t)).div_(corrected).mul_(-learning_rate),
+        )
 
 
-OPTIMIZERS: Mapping[str, type[SGD] | type[Adagrad] | type[Adam]] = {"sgd": SGD, "adagrad": Adagrad, "adam": Adam}
+OPTIMIZERS: Mapping[str, type[SGD] | type[Adagrad] | type[Adam]] = {
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "adam": Adam,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -45,7 +46,9 @@ def add_rows_(target: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     return target.scatter_add_(0, rows[:, None].expand_as(values), values)
 
 
-def shuffled_batches(offsets: Int64, random: Int64, batch_size: int) -> tuple[Int64, Int64, Int64]:
+def shuffled_batches(
+    offsets: Int64, random: npt.NDArray[np.uint64], batch_size: int
+) -> tuple[Int64, Int64, Int64]:
     """Deals every client's lines, in random order, to its batches.
 
     Args:

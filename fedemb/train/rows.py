@@ -111,7 +111,13 @@ class _Epoch:
 
 
 def _epoch(
-    task: Task, examples: _Examples, settings: LocalTraining, seed: int, round: int, epoch: int, clients: Int64
+    task: Task,
+    examples: _Examples,
+    settings: LocalTraining,
+    seed: int,
+    round: int,
+    epoch: int,
+    clients: Int64,
 ) -> _Epoch:
     position, within, offsets = examples.position, examples.within, examples.offsets
     draws = torch.empty((len(position), 0), dtype=torch.float64)
@@ -173,7 +179,7 @@ def _gather(
         store = personal[table.name]
         unique, position = localise(keys, (store.first + len(store.known)) * table.num_rows)
         points = store.gather(unique, seed).to(device)
-    lookups = list(position.to(device).split([len(epoch.client) for epoch in epochs]))
+    lookups = list(torch.split(position.to(device), [len(epoch.client) for epoch in epochs]))
     return _Local(table, unique, points, Parameter(points.clone(), table.manifold), lookups)
 
 
@@ -245,7 +251,9 @@ def _train_chunk(
     locals_ = [_gather(t, epochs, len(clients), tables, personal, seed, device) for t in task.tables]
     epochs = [_to(epoch, device) for epoch in epochs]
     copies = {
-        d.name: Parameter(dense[d.name].reshape(1, -1).repeat(len(clients), 1), Euclidean(dense[d.name].dtype))
+        d.name: Parameter(
+            dense[d.name].reshape(1, -1).repeat(len(clients), 1), Euclidean(dense[d.name].dtype)
+        )
         for d in task.dense
     }
     rate = settings.rate(round)
@@ -264,7 +272,9 @@ def _train_chunk(
             personal[local.table.name].put(local.keys, local.parameter.points.cpu())
     return Updates(
         clients=clients,
-        tables={local.table.name: _row_updates(local, len(clients)) for local in locals_ if local.table.shared},
+        tables={
+            local.table.name: _row_updates(local, len(clients)) for local in locals_ if local.table.shared
+        },
         dense={
             d.name: (copies[d.name].points - dense[d.name].reshape(1, -1)).view(len(clients), *d.shape)
             for d in task.dense
@@ -343,5 +353,3 @@ def concatenate(parts: list[Updates]) -> Updates:
         weights=torch.cat([part.weights for part in parts]),
         metrics={name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics},
     )
-
-

@@ -100,7 +100,11 @@ def test_centroid_is_the_centroid_of_the_trained_points(rule: str, space: str) -
         at = torch.nonzero(rows.rows == row).view(-1)
         x = tables["node"][row]
         points = [spec.manifold.exp(x, spec.manifold.from_frame(x, rows.values[i])) for i in at]
-        weights = {"ratio": rows.counts[at], "uniform": torch.ones(len(at)), "fedavg": data.weights[client[at]]}[rule]
+        weights = {
+            "ratio": rows.counts[at],
+            "uniform": torch.ones(len(at)),
+            "fedavg": data.weights[client[at]],
+        }[rule]
         weights = weights.double()
         if rule == "fedavg":
             points.append(x)

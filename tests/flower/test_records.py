@@ -34,7 +34,7 @@ def test_round_trip(by_reference: bool) -> None:
 
 def test_by_value_survives_flowers_own_serialisation() -> None:
     record = pack(TENSORS, False)
-    children = {key: child for key, child in record.children.items()}
+    children = dict(record.children)
     inflated = ArrayRecord.inflate(record.deflate(), children)
     assert all(torch.equal(t, TENSORS[n]) for n, t in unpack(inflated).items())
 

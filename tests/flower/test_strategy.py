@@ -20,13 +20,22 @@ SMALL = [
     "data=synthetic", "data.structure=tree", "data.num_items=90", "data.num_clients=12", "data.examples_per_client=9",
     "rounds=3", "task.dim=4", "task.negatives=5", "evaluate_every=0",
 ]  # fmt: skip
-INTERACTIONS = ["data=synthetic", "data.num_clients=30", "data.num_items=60", "data.examples_per_client=12", "rounds=3"]
+INTERACTIONS = [
+    "data=synthetic",
+    "data.num_clients=30",
+    "data.num_items=60",
+    "data.examples_per_client=12",
+    "rounds=3",
+]
 CASES = {
     "hierarchical": SMALL,
     "lorentz-centroid": [
-        *SMALL, "task.manifold=lorentz", "aggregate.rows=ratio", "aggregate.mean=centroid", "cohort=uniform", "cohort.size=5",
+        *SMALL, "task.manifold=lorentz", "aggregate.rows=ratio", "aggregate.mean=centroid",
+        "cohort=uniform", "cohort.size=5",
     ],
-    "skipgram": [*INTERACTIONS, "task=skipgram", "task.dim=8", "cohort=poisson", "cohort.rate=0.5", "aggregate.rows=heat"],
+    "skipgram": [
+        *INTERACTIONS, "task=skipgram", "task.dim=8", "cohort=poisson", "cohort.rate=0.5", "aggregate.rows=heat",
+    ],
     "factorization": [*INTERACTIONS, "task=factorization", "task.dim=8", "cohort=uniform", "cohort.size=11"],
 }  # fmt: skip
 
@@ -106,7 +115,9 @@ def failing_grid(parts, fault: str) -> in_process.InProcessGrid:
         ("shape", 4, "wrong shape"),
     ],
 )
-def test_a_bad_node_is_counted_and_the_run_goes_on(fault: str, lost: int, reason: str, tmp_path: Path) -> None:
+def test_a_bad_node_is_counted_and_the_run_goes_on(
+    fault: str, lost: int, reason: str, tmp_path: Path
+) -> None:
     config = compose_config([*SMALL, "rounds=2", "baselines=[]", "runner.num_nodes=3"])
     parts = build(config)
     trained, lines = Trained(*parts.initial()), []
@@ -130,7 +141,7 @@ def test_a_round_without_any_update_ends_the_run(tmp_path: Path) -> None:
     app = make_client_app(lambda c: parts.host(0, 1), lambda c: parts.digest)
     grid = in_process.in_process_grid(app, 1, raise_errors=False)
     grid.app = fail  # type: ignore[assignment]
-    with pytest.raises(RunError, match="round 1: none of 12 clients sent a usable update.*no power"):
+    with pytest.raises(RunError, match=r"round 1: none of 12 clients sent a usable update.*no power"):
         train_on(grid, parts, config, tmp_path, lambda line: None, Trained(*parts.initial()))
 
 
@@ -139,7 +150,9 @@ def test_nodes_set_up_otherwise_are_refused(tmp_path: Path) -> None:
     parts = build(config)
     app = make_client_app(lambda c: parts.host(0, 1), lambda c: "another digest")
     with pytest.raises(RunError, match="set up for another run: its digest another digest"):
-        train_on(in_process.in_process_grid(app, 1), parts, config, tmp_path, print, Trained(*parts.initial()))
+        train_on(
+            in_process.in_process_grid(app, 1), parts, config, tmp_path, print, Trained(*parts.initial())
+        )
 
 
 def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_two_dimensions_stay_and_a_plane_is_found() -> None:
     single = np.concatenate((plane @ turn, np.zeros((1, 5)))).astype(np.float32)
     np.testing.assert_allclose(to_disk(single).points[:-1], found.points, atol=1e-3)
     np.testing.assert_array_equal(to_disk(single).points[-1], 0)
+    assert to_disk(single[:, :2]).points.dtype == np.float64
     assert found.share == pytest.approx(1)
     np.testing.assert_allclose(found.points @ found.points.T, plane @ plane.T, atol=1e-9)  # up to a turn
     with pytest.raises(ValueError, match=r"inside the unit ball, got a norm of 2\.0"):

@@ -12,7 +12,14 @@ import fedemb
 from tests.run.deploy import BIN, federation
 
 PROJECT = Path(__file__).resolve().parents[2]
-OVERRIDES = ["rounds=2", "task.dim=3", "task.negatives=4", "partition.num_clients=7", "baselines=[]", "evaluate_every=0"]
+OVERRIDES = [
+    "rounds=2",
+    "task.dim=3",
+    "task.negatives=4",
+    "partition.num_clients=7",
+    "baselines=[]",
+    "evaluate_every=0",
+]
 
 
 @pytest.mark.slow

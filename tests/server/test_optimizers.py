@@ -35,7 +35,10 @@ def written_out(rule: str, steps: list[float]) -> float:
 @pytest.mark.parametrize("rule", RULES)
 def test_formulas_and_rest(rule: str) -> None:
     spec = Table("item", 5, 2, manifold("euclidean", -1, "float64"), 0.1)
-    tables, dense = {"item": torch.zeros(5, 2, dtype=torch.float64)}, {"bias": torch.zeros(1, dtype=torch.float64)}
+    tables, dense = (
+        {"item": torch.zeros(5, 2, dtype=torch.float64)},
+        {"bias": torch.zeros(1, dtype=torch.float64)},
+    )
     optimizer = RowOptimizer((spec,), rule, S)
     touched = [[1, 3], [3], [1, 3]]
     history: dict[int, list[float]] = {1: [], 3: []}
@@ -59,7 +62,9 @@ def test_formulas_and_rest(rule: str) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_state_can_be_taken_up(rule: str) -> None:
     spec = Table("node", 4, 2, manifold("poincare"), 0.1)
-    total = Total({"node": RowTotal(torch.tensor([0, 2]), torch.full((2, 2), 0.2, dtype=torch.float64))}, {}, 1)
+    total = Total(
+        {"node": RowTotal(torch.tensor([0, 2]), torch.full((2, 2), 0.2, dtype=torch.float64))}, {}, 1
+    )
     whole, parts = torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64)
     one = RowOptimizer((spec,), rule, S)
     for _ in range(4):

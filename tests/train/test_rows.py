@@ -62,7 +62,9 @@ class WithDense:
     def lookup(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"item": torch.cat((batch["left"][:, None], batch["right"][:, None], batch["negatives"]), 1)}
 
-    def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(
+        self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Tensor:
         item = vectors["item"]
         mapped = torch.einsum("nd,nde->ne", item[:, 0], dense["map"].to(item))
         scores = torch.einsum("ne,nke->nk", mapped, item[:, 1:]) + dense["bias"].to(item)[:, None]
@@ -87,10 +89,16 @@ def cdf() -> Tensor:
 
 PAIRS = ("left", "right")
 TASKS = {
-    "poincare": (lambda: Hierarchical(NUM_ITEMS, 3, "poincare", negatives=6, init_scale=0.3), ("child", "parent")),
+    "poincare": (
+        lambda: Hierarchical(NUM_ITEMS, 3, "poincare", negatives=6, init_scale=0.3),
+        ("child", "parent"),
+    ),
     "lorentz": (lambda: Hierarchical(NUM_ITEMS, 3, "lorentz", -0.7, 6, 0.3), ("child", "parent")),
     "euclidean": (lambda: Double(Hierarchical(NUM_ITEMS, 3, "euclidean", -1, 6, 0.3)), ("child", "parent")),
-    "skipgram": (lambda: Double(Skipgram(NUM_ITEMS, cdf(), (torch.full((NUM_ITEMS,), 0.8),) * 2, 4, 3, False, 2)), PAIRS),
+    "skipgram": (
+        lambda: Double(Skipgram(NUM_ITEMS, cdf(), (torch.full((NUM_ITEMS,), 0.8),) * 2, 4, 3, False, 2)),
+        PAIRS,
+    ),
     "tied": (lambda: Double(Skipgram(NUM_ITEMS, cdf(), None, 4, 0, True, 2)), PAIRS),
     "bpr": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "bpr", True, 0.3)), ("item",)),
     "logistic": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "logistic", False, 0.3)), ("item",)),
@@ -155,13 +163,16 @@ def test_chunks_and_company_do_not_matter(name: str) -> None:
     assert np.array_equal(whole.clients, chunked.clients)
     for table, rows in whole.tables.items():
         other = chunked.tables[table]
-        assert torch.equal(rows.rows, other.rows) and torch.equal(rows.offsets, other.offsets)
+        assert torch.equal(rows.rows, other.rows)
+        assert torch.equal(rows.offsets, other.offsets)
         assert torch.equal(rows.counts, other.counts)
         torch.testing.assert_close(rows.values, other.values, rtol=1e-12, atol=1e-14)
     for part in task.dense:
         torch.testing.assert_close(whole.dense[part.name], chunked.dense[part.name], rtol=1e-12, atol=1e-14)
     for table in personal:
-        torch.testing.assert_close(personal[table].points, personal_chunks[table].points, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            personal[table].points, personal_chunks[table].points, rtol=1e-12, atol=1e-14
+        )
 
 
 def test_pooled_data_keep_personal_rows_and_known_answers_apart() -> None:
@@ -179,7 +190,11 @@ def test_pooled_data_keep_personal_rows_and_known_answers_apart() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"epochs": 0}, "train.epochs"), ({"learning_rate": 0.0}, "train.learning_rate"), ({"batch_size": -1}, "train.batch_size")],
+    [
+        ({"epochs": 0}, "train.epochs"),
+        ({"learning_rate": 0.0}, "train.learning_rate"),
+        ({"batch_size": -1}, "train.batch_size"),
+    ],
 )
 def test_settings_out_of_range(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
