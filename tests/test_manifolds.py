@@ -602,6 +602,7 @@ def test_manifold_by_name() -> None:
     assert manifold("euclidean", curvature=3.0, dtype="float64") == Euclidean(torch.float64)
     assert manifold("euclidean").curvature == 0.0
     assert manifold("poincare", -2.0) == Poincare(-2.0, torch.float64)
+    assert manifold("lorentz") == Lorentz(-1.0, torch.float64)
     assert manifold("lorentz", dtype="float32") == Lorentz(-1.0, torch.float32)
     assert doctest.testmod(fedemb.manifolds).failed == 0
 

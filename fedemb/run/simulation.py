@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,14 +13,6 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedemb.errors import SettingError
 from fedemb.run.in_process import GridUser
-
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-}
 
 
 @lru_cache(maxsize=1)
@@ -53,7 +44,6 @@ def run_on_simulation(
         raise SettingError(
             "runner=simulation needs Ray: pip install 'fedemb[simulation]', or use runner=in_process"
         )
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     logging.getLogger("flwr").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
     from flwr.simulation import run_simulation
 

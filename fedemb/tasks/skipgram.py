@@ -17,6 +17,8 @@ from fedemb.manifolds import Euclidean
 from fedemb.tasks.noise import ids_from_cdf, keep_probability, noise_cdf
 from fedemb.types import Batch, Dataset, Dense, Exclusion, Table
 
+SCORES = ("cosine", "product")
+
 
 def windows(shards: Shards, window: int) -> Shards:
     """Pairs of neighbours: every two items of a session at most ``window`` apart, in both directions.
@@ -64,6 +66,8 @@ class Skipgram:
         window: Largest distance of neighbours in a sequence.
         num_right: Height of the table of right sides, if it is another vocabulary than the left one.
         recent: How many of a client's latest items make up its profile when items are ranked for it; 0 for all.
+        score: How items are ranked: ``cosine`` of item vectors with the profile (alike), or ``product`` of the
+            profile with context vectors (likely beside what the profile holds; popular items are likely).
 
     Reference: Mikolov et al., NeurIPS 2013, eq. (4); for items: Barkan, Koenigstein, "Item2Vec", 2016.
     """
@@ -77,6 +81,7 @@ class Skipgram:
     window: int
     recent: int = 0
     num_right: int | None = None
+    score: str = "cosine"
 
     @staticmethod
     def build(
@@ -88,6 +93,7 @@ class Skipgram:
         noise_power: float,
         subsample: float,
         recent: int,
+        score: str = "cosine",
     ) -> Skipgram:
         """The task for these data.
 
@@ -102,6 +108,8 @@ class Skipgram:
         ):  # fmt: skip
             if value < low:
                 raise SettingError(f"task.{name} must be at least {low}, got {value}")
+        if score not in SCORES:
+            raise SettingError(f"task.score must be one of {', '.join(SCORES)}, got {score!r}")
         if subsample < 0:
             raise SettingError(f"task.subsample must be at least 0 (0: use everything), got {subsample}")
         left, right = (dataset.vocabularies[dataset.entity_of.get(side, "item")] for side in ("left", "right"))
@@ -118,6 +126,7 @@ class Skipgram:
             window,
             recent,
             None if left is right else len(right),
+            score,
         )
 
     @cached_property
@@ -182,14 +191,18 @@ class Skipgram:
     def scores(
         self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards
     ) -> Tensor:
-        """Cosine of every item with the mean of the client's (latest) items."""
-        unit = normalize(tables["item"], dim=1)
+        """Cosine or product of every item with the mean of the client's (latest) items."""
+        cosine = self.score == "cosine"
+        vectors = normalize(tables["item"], dim=1) if cosine else tables["item"]
         item = torch.from_numpy(np.asarray(history.columns["item"], dtype=np.int64))
         client = history.owners()
         if self.recent:
             from_end = np.repeat(history.offsets[1:], history.sizes) - np.arange(history.num_examples)
             latest = torch.from_numpy(np.flatnonzero(from_end <= self.recent))
             item, client = item[latest], client[latest.numpy()]
-        profile = unit.new_zeros((history.num_clients, self.dim))
-        profile.index_add_(0, torch.from_numpy(client).to(unit.device), unit[item.to(unit.device)])
-        return normalize(profile, dim=1) @ unit.T
+        profile = vectors.new_zeros((history.num_clients, self.dim))
+        profile.index_add_(0, torch.from_numpy(client).to(vectors.device), vectors[item.to(vectors.device)])
+        if cosine:
+            return normalize(profile, dim=1) @ vectors.T
+        num_items = torch.from_numpy(np.bincount(client, minlength=history.num_clients)).to(vectors)
+        return profile / num_items.clamp_(min=1)[:, None] @ tables[self.tables[-1].name].T

@@ -15,8 +15,7 @@ def _keys(client: Tensor, query: Tensor | None, answer: Tensor, bounds: tuple[in
     key: Tensor = client if query is None else client * queries + query
     while key.dim() < answer.dim():
         key = key.unsqueeze(-1)
-    keys: Tensor = key * answers + answer
-    return keys
+    return key * answers + answer
 
 
 def known_pairs(
@@ -24,7 +23,8 @@ def known_pairs(
 ) -> Tensor:
     """Sorted keys of every (client, query, answer) in the examples."""
     query = columns[exclusion.query] if exclusion.query else None
-    return torch.unique(_keys(client, query, columns[exclusion.answer], bounds))
+    pairs: Tensor = torch.unique(_keys(client, query, columns[exclusion.answer], bounds))
+    return pairs
 
 
 def known_candidates(
