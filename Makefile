@@ -18,10 +18,10 @@ demo: .venv/installed  ## federated hyperbolic embedding of WordNet's mammals
 	@$(BIN)/python -m fedemb train
 
 test: .venv/installed  ## all tests
-	@$(BIN)/python -m pytest --quiet --durations=10
+	@$(BIN)/python -m pytest --quiet --durations=10 --numprocesses=auto --dist=worksteal
 
 test-fast: .venv/installed  ## without the slow ones
-	@$(BIN)/python -m pytest --quiet -m "not slow"
+	@$(BIN)/python -m pytest --quiet --numprocesses=auto -m "not slow"
 
 lint: .venv/installed  ## style and types
 	@$(BIN)/python -m ruff check .

@@ -21,21 +21,47 @@ _COMMANDS = ("train",)
 def _train(arguments: list[str]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
 
-    from fedemb.config import check, conf_dir
+    from fedemb.config import check, conf_dir, explain
+    from fedemb.errors import SettingError
     from fedemb.run.experiment import run_experiment
 
+    failures: list[Exception] = []
+    started = False
+
+    # Hydra adds lines of its own to what a job raises, so nothing is raised within.
     @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
     def job(config: DictConfig) -> float | None:
-        check(config)
+        nonlocal started
+        started = True
         context = HydraConfig.get()
-        run = run_experiment(config, list(context.overrides.task), Path(context.runtime.output_dir))
-        metrics = run.summary.get("metrics", {})
+        try:
+            check(config)
+            run = run_experiment(config, list(context.overrides.task), Path(context.runtime.output_dir))
+            metrics = run.summary.get("metrics", {})
+        except Exception as error:
+            failures.append(error)
+            return None
         return next(iter(metrics.values()), None)
 
-    sys.argv = ["fedemb train", *arguments]
-    job()
+    flags = [text for text in arguments if text in ("-m", "--multirun")]  # Hydra wants them before the settings
+    sys.argv = ["fedemb train", *flags, *(text for text in arguments if text not in flags)]
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if started:
+            raise
+        raise SettingError(explain(error, arguments)) from error
+    except OSError as error:
+        if started:
+            raise
+        what = f"{error.filename} ({error.strerror})"
+        raise SettingError(f"hydra.run.dir must be a folder that can be written to, got {what}") from error
+    if failures:
+        raise failures[0]
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
@@ -71,7 +97,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(versions()["fedemb"])
         return 0
     if arguments[0] not in _COMMANDS:
-        print(f"fedemb: the command must be one of {', '.join(_COMMANDS)}, got {arguments[0]!r}", file=sys.stderr)
+        print(
+            f"fedemb: the command must be one of {', '.join(_COMMANDS)}, got {arguments[0]!r}",
+            file=sys.stderr,
+        )
         return 2
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -83,9 +83,11 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             config = compose("config", list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SettingError(explain(error)) from error
-    check(config)
+        check(config)
+    except SettingError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise SettingError(explain(error, overrides)) from error
     return config
 
 
@@ -93,18 +95,26 @@ def check(config: DictConfig) -> None:
     """Checks the spine before anything is built.
 
     Raises:
-        SettingError: If a value is out of range.
+        SettingError: If a value is missing or out of range.
     """
     for name in map(str, config):
         if name not in Experiment.__dataclass_fields__ and name != "hydra":
             raise SettingError(f"{name} is not a setting here{_nearest(name, _known_keys())}")
+    for group in _groups():
+        if group != "experiment" and not OmegaConf.is_dict(config.get(group)):
+            raise SettingError(f"{group} must be one of {', '.join(_options(group))}, got none")
+    if not OmegaConf.is_dict(config.centralized):
+        raise SettingError(f"centralized must be learning_rate and batch_size, got {config.centralized!r}")
+    if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):
+        raise SettingError(f"{missing[0]} must be set, it has no default: {missing[0]}=...")
     for name, low in (("rounds", 1), ("evaluate_every", 0), ("checkpoint_every", 0), ("seed", 0)):
         if config[name] < low:
             raise SettingError(f"{name} must be at least {low}, got {config[name]}")
     for name, low in (("num_nodes", 1), ("clients_per_wave", 1), ("num_threads", 0), ("timeout_seconds", 0)):
-        value = config.runner[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < low:
-            raise SettingError(f"runner.{name} must be a number, at least {low}, got {value!r}")
+        value, kinds = config.runner[name], (int, float) if name == "timeout_seconds" else int
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= low:
+            what = "a number" if name == "timeout_seconds" else "a whole number"
+            raise SettingError(f"runner.{name} must be {what}, at least {low}, got {value!r}")
 
 
 def digest(config: DictConfig) -> str:
@@ -114,23 +124,47 @@ def digest(config: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def _option_keys(group: str, option: str) -> list[str]:
+    loaded = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"), resolve=False)
+    inner = loaded.get(group, loaded) if isinstance(loaded, dict) else {}
+    return _paths(inner if isinstance(inner, dict) else {}, f"{group}.")
+
+
 def _known_keys() -> list[str]:
-    keys = [f.name for f in Experiment.__dataclass_fields__.values()]
-    for group in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
-        for path in group.glob("*.yaml"):
-            loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-            if isinstance(loaded, dict):
-                inner = loaded.get(group.name, loaded)
-                keys += _paths(inner if isinstance(inner, dict) else {}, group.name)
+    """All keys of all options."""
+    keys = list(Experiment.__dataclass_fields__)
+    for group in _groups():
+        if group != "experiment":
+            keys += [key for option in _options(group) for key in _option_keys(group, option)]
     return sorted(set(keys))
 
 
-def _paths(tree: dict[Any, Any], prefix: str) -> list[str]:
+def _valid_keys(overrides: Sequence[str]) -> list[str]:
+    """Keys of the options that these overrides choose; of all options if they cannot be composed either."""
+    chosen = [text for text in overrides if text.partition("=")[0] in _groups()]
+    if GlobalHydra.instance().is_initialized():
+        GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return _paths(OmegaConf.to_container(compose("config", chosen), resolve=False), "")
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return _known_keys()
+
+
+def _paths(tree: Any, prefix: str) -> list[str]:
     out = []
     for key, value in tree.items():
         if str(key) not in ("defaults", "_target_", "_self_"):
-            out.append(f"{prefix}.{key}")
-            out += _paths(value, f"{prefix}.{key}") if isinstance(value, dict) else []
+            out.append(f"{prefix}{key}")
+            out += _paths(value, f"{prefix}{key}.") if isinstance(value, dict) else []
     return out
 
 
@@ -139,36 +173,68 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def explain(error: Exception) -> str:
-    """One line for a person from what Hydra or OmegaConf raised."""
-    chain, cause = [], error
+def _unknown(key: str, overrides: Sequence[str]) -> str:
+    """What to say of a key that is not there: who has it, or what it may have been meant to be."""
+    group, dot, _ = key.partition(".")
+    valid = _valid_keys(overrides)
+    if dot and group in _groups() and group != "experiment":
+        having = [option for option in _options(group) if key in _option_keys(group, option)]
+        if having:
+            return (
+                f"{key} is not a setting of the chosen {group}; {group}={' or '.join(having)} would have it"
+            )
+    known = [name for name in valid if name.startswith(f"{group}.")] if dot and group in _groups() else valid
+    return f"{key} is not a setting here{_nearest(key, known)}"
+
+
+def _no_option(override: str) -> bool:
+    return bool(re.fullmatch(r"null|true|false|[\d.]*", override.partition("=")[2]))
+
+
+_WRONG_KINDS = (
+    (r"could not be converted to Integer|is not an? int", "a whole number"),
+    (r"could not be converted to Float", "a number"),
+    (r"could not be converted to Boolean|not a valid bool", "true or false"),
+    (r"could not be converted to String|Cannot convert .*? to string", "text"),
+    (r"ListConfig", "a list, such as [a, b]"),
+    (r"not Optional|non-optional", "a value"),
+)
+
+
+def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
+    """One line for a person from what Hydra or OmegaConf raised.
+
+    Args:
+        error: What was raised.
+        overrides: What was to be composed.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        cause = cause.__cause__ or cause.__context__
     text = " ".join(str(e) for e in chain)
-    if found := re.search(r"Error merging override (\S+?)=(.*?) (?:Value|Cannot|Invalid)", text):
-        kind = re.search(r"could not be converted to (\w+)", text)
-        return f"{found[1]} must be {f'of type {kind[1]}' if kind else 'another kind of value'}, got {found[2]!r}"
-    if found := re.search(r"Could not override '([^']+)'", text):
-        key = found[1]
-        if "not in" in text:
-            return f"{key} is not a setting here{_nearest(key, _known_keys())}"
-        wrong = re.search(r"Value '(.*?)'.*?could not be converted to (\w+)", text)
-        return (
-            f"{key} must be of type {wrong[2]}, got {wrong[1]!r}"
-            if wrong
-            else f"{key}: {str(chain[-1]).splitlines()[0]}"
+    if found := re.search(r"Error merging override \+*([\w.]+)=(\S*)", text):
+        kind = next(
+            (what for pattern, what in _WRONG_KINDS if re.search(pattern, text)), "another kind of value"
         )
+        return f"{found[1]} must be {kind}, got {found[2]!r}"
+    if found := re.search(r"(?:Error parsing override '|LexerNoViableAltException: )([^'\n]*)", text):
+        return f"a setting must read key=value, got {found[1]!r}; put quotes around special characters: 'key=\"a<b\"'"
+    if "Config group override must be a string or a list" in text:
+        wrong = next(
+            (o for o in overrides if o.partition("=")[0] in ("", *_groups()) and _no_option(o)), "nothing"
+        )
+        return f"{wrong.partition('=')[0] or 'a group'} must name one of its options, got {wrong}"
+    if found := re.search(r"Interpolation key '([^']+)' not found\s+full_key: (\S+)", text):
+        return f"{found[2]} must refer to a setting that is there, got ${{{found[1]}}}"
+    if found := re.search(r"Could not override '([^']+)'|Could not delete from config\. '([^']+)'", text):
+        return _unknown(found[1] or found[2], overrides)
     if found := re.search(r"Could not find '([^']+)'", text):
         group, _, option = found[1].rpartition("/")
-        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) if group else []
+        options = _options(group) if group in _groups() else []
         if options:
             return f"{group} must be one of {', '.join(options)}, got {option!r}{_nearest(option, options)}"
-    if found := re.search(
-        r"Could not override '?([\w/@]+)'?\.?.*?[Nn]o match in the defaults list", text, re.S
-    ):
-        return f"{found[1]} is not a setting here{_nearest(found[1], _known_keys())}"
     if found := re.search(r"Key '([^']+)' is not in struct|Key '([^']+)' not in", text):
-        key = found[1] or found[2]
-        return f"{key} is not a setting here{_nearest(key, _known_keys())}"
+        return _unknown(found[1] or found[2], overrides)
     return " ".join(str(error).split())

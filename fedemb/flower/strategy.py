@@ -6,8 +6,7 @@ cohort ── split by node ──> one message per node ──> replies ── 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -21,77 +20,18 @@ from torch import Tensor
 from fedemb.aggregate.check import reject, select
 from fedemb.errors import RunError
 from fedemb.flower.codec import decode, model_bytes, upload_bytes
-from fedemb.flower.nodes import Nodes, describe_nodes
+from fedemb.flower.nodes import describe_nodes
+from fedemb.flower.plan import Plan, Tally
 from fedemb.flower.records import pack, unpack
 from fedemb.stages import on_server
 from fedemb.train.rows import concatenate
 from fedemb.types import (
-    Aggregator,
-    CohortSampler,
     Evaluated,
-    Evaluation,
     Int64,
     MetricsSink,
-    ServerOptimizer,
-    Stage,
     StageContext,
-    Table,
     Updates,
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run does, apart from where.
-
-    Attributes:
-        tables: The shared tables of the task.
-        sampler: Who takes part.
-        aggregator_of: Makes the aggregator once the nodes are known.
-        stages: Server halves that run on the total.
-        optimizer: The step on the tables.
-        evaluation: Measures the model; None where there is nothing to measure.
-        seed: The run's seed.
-        evaluate_every: Rounds between evaluations; 0 for the end only.
-        checkpoint_every: Rounds between checkpoints; 0 for none.
-        num_nodes: Nodes to wait for.
-        clients_per_wave: Clients whose updates are in memory together.
-        timeout_seconds: How long to wait for replies.
-        digest: Digest of the configuration.
-        shapes: All tables in words, compared at the handshake.
-        want_holders: Whether nodes are asked who holds which row.
-        by_reference: Whether nodes live in this process.
-    """
-
-    tables: tuple[Table, ...]
-    sampler: CohortSampler
-    aggregator_of: Callable[[Nodes], Aggregator]
-    stages: Sequence[Stage]
-    optimizer: ServerOptimizer
-    evaluation: Evaluation | None
-    seed: int
-    evaluate_every: int
-    checkpoint_every: int
-    num_nodes: int
-    clients_per_wave: int
-    timeout_seconds: float
-    digest: str
-    shapes: str
-    want_holders: bool
-    by_reference: bool
-
-
-@dataclass
-class Tally:
-    """Running counts for the summary."""
-
-    client_updates: int = 0
-    examples: float = 0.0
-    upload_bytes: int = 0
-    download_bytes: int = 0
-    upload_bytes_dense: int = 0
-    train_seconds: float = 0.0
-    rejected: dict[str, int] = field(default_factory=dict)
 
 
 class FederatedEmbedding(Strategy):
@@ -137,6 +77,7 @@ class FederatedEmbedding(Strategy):
             grid, plan.num_nodes, plan.digest, plan.shapes, plan.want_holders, plan.timeout_seconds
         )
         self.eligible = np.flatnonzero(self.nodes.sizes > 0)
+        plan.sampler.check(len(self.eligible))
         self.aggregator = plan.aggregator_of(self.nodes)
 
     def model(self) -> ArrayRecord:

@@ -61,6 +61,7 @@ def train(overrides: Sequence[str] = (), folder: str | Path | None = None, quiet
 
 def check_baselines(config: DictConfig, parts: Parts) -> None:
     """Refuses baselines that do not exist or do not fit, before anything is trained."""
+    central_training(config, parts.training)
     known = [*TRAINED_BASELINES, *REFERENCES]
     for name in config.baselines:
         if name not in known:

@@ -16,7 +16,8 @@ from torch import Tensor
 from fedemb.build import Parts
 from fedemb.flower.client_app import make_client_app
 from fedemb.flower.nodes import Nodes
-from fedemb.flower.strategy import FederatedEmbedding, Plan, Tally
+from fedemb.flower.plan import Plan, Tally
+from fedemb.flower.strategy import FederatedEmbedding
 from fedemb.run.in_process import InProcessGrid, in_process_grid
 from fedemb.run.simulation import run_on_simulation
 from fedemb.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

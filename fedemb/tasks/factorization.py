@@ -119,8 +119,6 @@ class Factorization:
     def catalogue(self) -> str:
         return "item"
 
-    def scores(
-        self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards
-    ) -> Tensor:
+    def scores(self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards) -> Tensor:
         scores = personal["client"][:, 0] @ tables["item"].T
         return scores + tables["bias"][:, 0] if self.bias else scores

@@ -17,25 +17,30 @@ from fedemb.manifolds import Euclidean
 from fedemb.tasks.noise import ids_from_cdf, keep_probability, noise_cdf
 from fedemb.types import Batch, Dataset, Dense, Exclusion, Table
 
-SCORES = ("cosine", "product")
+WITHIN = ("session", "history")
+SCORES = ("cosine", "softmax")
+_BLOCK_ITEMS = 512
 
 
-def windows(shards: Shards, window: int) -> Shards:
-    """Pairs of neighbours: every two items of a session at most ``window`` apart, in both directions.
+def windows(shards: Shards, window: int, within: str = "session") -> Shards:
+    """Pairs of neighbours, in both directions.
 
     Args:
         shards: Column ``item``, in the order of time; ``session`` where sequences have parts.
-        window: Largest distance.
+        window: How many neighbours to either side.
+        within: ``session``: all distances up to ``window``, never across sessions. ``history``: the distances
+            1, 2, 4, ... 2 ** (window - 1), so that a few pairs reach from one session into others.
 
     Returns:
         Columns ``left``, ``right`` and ``label`` (all 1).
     """
     item = np.asarray(shards.columns["item"])
     client = shards.owners()
-    session = shards.columns.get("session")
+    session = shards.columns.get("session") if within == "session" else None
     owner = shards.columns.get("owner")
     lefts, rights = [], []
-    for distance in range(1, window + 1):
+    for step in range(window):
+        distance = step + 1 if within == "session" else 1 << step
         near = client[:-distance] == client[distance:]
         if session is not None:
             near &= session[:-distance] == session[distance:]
@@ -63,11 +68,13 @@ class Skipgram:
         dim: Dimensions.
         negatives: Draws from the noise distribution per example and epoch.
         tied: One table for both sides.
-        window: Largest distance of neighbours in a sequence.
+        window: Neighbours to either side in a sequence.
         num_right: Height of the table of right sides, if it is another vocabulary than the left one.
         recent: How many of a client's latest items make up its profile when items are ranked for it; 0 for all.
-        score: How items are ranked: ``cosine`` of item vectors with the profile (alike), or ``product`` of the
-            profile with context vectors (likely beside what the profile holds; popular items are likely).
+        score: How items are ranked: ``cosine`` of an item with the mean of the profile's unit vectors (alike), or
+            ``softmax``: how often an item is expected beside those of the profile, the sum over them of
+            ``softmax(<i, context>)``. With uniform noise that counts popularity in, as the ranking of next items wants.
+        within: ``session`` or ``history``, see ``windows``.
 
     Reference: Mikolov et al., NeurIPS 2013, eq. (4); for items: Barkan, Koenigstein, "Item2Vec", 2016.
     """
@@ -82,6 +89,7 @@ class Skipgram:
     recent: int = 0
     num_right: int | None = None
     score: str = "cosine"
+    within: str = "session"
 
     @staticmethod
     def build(
@@ -94,6 +102,7 @@ class Skipgram:
         subsample: float,
         recent: int,
         score: str = "cosine",
+        within: str = "session",
     ) -> Skipgram:
         """The task for these data.
 
@@ -108,13 +117,18 @@ class Skipgram:
         ):  # fmt: skip
             if value < low:
                 raise SettingError(f"task.{name} must be at least {low}, got {value}")
-        if score not in SCORES:
-            raise SettingError(f"task.score must be one of {', '.join(SCORES)}, got {score!r}")
+        for name, word, words in (("score", score, SCORES), ("within", within, WITHIN)):
+            if word not in words:
+                raise SettingError(f"task.{name} must be one of {', '.join(words)}, got {word!r}")
         if subsample < 0:
             raise SettingError(f"task.subsample must be at least 0 (0: use everything), got {subsample}")
-        left, right = (dataset.vocabularies[dataset.entity_of.get(side, "item")] for side in ("left", "right"))
+        left, right = (
+            dataset.vocabularies[dataset.entity_of.get(side, "item")] for side in ("left", "right")
+        )
         if tied and left is not right:
-            raise SettingError("task.tied=true needs one vocabulary for both sides: set data.tied=true or task.tied=false")
+            raise SettingError(
+                "task.tied=true needs one vocabulary for both sides: set data.tied=true or task.tied=false"
+            )
         keeps = keep_probability(left, subsample), keep_probability(right, subsample)
         return Skipgram(
             len(left),
@@ -127,6 +141,7 @@ class Skipgram:
             recent,
             None if left is right else len(right),
             score,
+            within,
         )
 
     @cached_property
@@ -152,7 +167,7 @@ class Skipgram:
         return None
 
     def examples(self, shards: Shards) -> Shards:
-        return shards if "left" in shards.columns else windows(shards, self.window)
+        return shards if "left" in shards.columns else windows(shards, self.window, self.within)
 
     def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
         out = dict(batch)
@@ -188,21 +203,24 @@ class Skipgram:
     def catalogue(self) -> str:
         return "item"
 
-    def scores(
-        self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards
-    ) -> Tensor:
-        """Cosine or product of every item with the mean of the client's (latest) items."""
-        cosine = self.score == "cosine"
-        vectors = normalize(tables["item"], dim=1) if cosine else tables["item"]
+    def scores(self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards) -> Tensor:
+        """Scores ``(clients, items)`` by what each client took last."""
         item = torch.from_numpy(np.asarray(history.columns["item"], dtype=np.int64))
-        client = history.owners()
+        client = torch.from_numpy(history.owners())
         if self.recent:
             from_end = np.repeat(history.offsets[1:], history.sizes) - np.arange(history.num_examples)
             latest = torch.from_numpy(np.flatnonzero(from_end <= self.recent))
-            item, client = item[latest], client[latest.numpy()]
-        profile = vectors.new_zeros((history.num_clients, self.dim))
-        profile.index_add_(0, torch.from_numpy(client).to(vectors.device), vectors[item.to(vectors.device)])
-        if cosine:
-            return normalize(profile, dim=1) @ vectors.T
-        num_items = torch.from_numpy(np.bincount(client, minlength=history.num_clients)).to(vectors)
-        return profile / num_items.clamp_(min=1)[:, None] @ tables[self.tables[-1].name].T
+            item, client = item[latest], client[latest]
+        vectors = tables["item"]
+        unique, at = torch.unique(item, return_inverse=True)
+        taken = vectors.new_zeros((history.num_clients, len(unique)))
+        taken.index_put_((client.to(vectors.device), at.to(vectors.device)), vectors.new_ones(()), accumulate=True)
+        unique = unique.to(vectors.device)
+        if self.score == "cosine":
+            unit = normalize(vectors, dim=1)
+            return normalize(taken @ unit[unique], dim=1) @ unit.T
+        scores, context = vectors.new_zeros((history.num_clients, self.num_items)), tables[self.tables[-1].name]
+        for start in range(0, len(unique), _BLOCK_ITEMS):
+            block = slice(start, start + _BLOCK_ITEMS)
+            scores.addmm_(taken[:, block], torch.softmax(vectors[unique[block]] @ context.T, dim=1))
+        return scores
