@@ -104,12 +104,6 @@ def test_every_public_name_is_there() -> None:
         _ = fedemb.nothing  # type: ignore[attr-defined]
 
 
-def test_every_source_file_is_small() -> None:
-    """Past 400 lines a file does two things (house style)."""
-    long = {str(p.relative_to(PACKAGE)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > 400}
-    assert set(long) <= {"manifolds.py"}, long
-
-
 def test_no_file_is_called_utils() -> None:
     names = {path.stem for path in SOURCES}
     assert not names & {"utils", "helpers", "base", "manager", "misc", "common"}

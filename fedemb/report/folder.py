@@ -17,7 +17,7 @@ from fedemb.report.plots import convergence
 from fedemb.report.projection import to_disk
 from fedemb.types import Dataset, Table
 
-_MOST_NODES = 5000
+_MOST_NODES = 100_000
 
 
 def draw(
@@ -50,6 +50,7 @@ def draw(
             vocabulary = dataset.vocabularies[main.entity]
             names = vocabulary.to_list()
             edges = np.stack([taxonomy.child[taxonomy.direct], taxonomy.parent[taxonomy.direct]], axis=1)
-            note = "" if shown.dim <= 2 else f"{shown.dim} dimensions seen in 2"
-            poincare_disk(shown.points, edges, names, labels, [names[root] for root in roots], plots[1], note)
+            poincare_disk(
+                shown.points, edges, names, labels, [names[root] for root in roots], plots[1], shown.note
+            )
     write_report(folder, summary, config, plots)
