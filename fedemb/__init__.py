@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +20,7 @@ __all__ = ["Run", "load", "train"]
 def __getattr__(name: str) -> object:
     """Loads the interface when it is asked for: importing a part of fedemb does not import Flower."""
     if name == "train":
-        from fedemb.run.experiment import train
-
-        return train
+        return importlib.import_module("fedemb.train")
     if name in ("Run", "load"):
-        import fedemb.model
-
-        return getattr(fedemb.model, name)
+        return getattr(importlib.import_module("fedemb.model"), name)
     raise AttributeError(f"module 'fedemb' has no attribute {name!r}")
