@@ -16,13 +16,28 @@ ROW_RULES = ("ratio", "uniform", "fedavg", "sum", "heat")
 MEANS = ("tangent", "centroid")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Running:
-    """Running sums of one table. Allocated once; a round touches and clears its own rows only."""
+    """Running sums of the touched rows of one table: ``rows`` ascending, ``values`` and ``weights`` beside them."""
 
+    rows: Tensor
     values: Tensor
     weights: Tensor
-    rows: list[Tensor] = field(default_factory=list)
+
+
+def _added(
+    running: _Running | None, rows: Tensor, values: Tensor, weights: Tensor, num_rows: int
+) -> _Running:
+    """The sums with these on top, added one after another whatever parts they come in."""
+    before = rows[:0] if running is None else running.rows
+    touched, position = localise(torch.cat((before, rows)), num_rows)
+    old, new = position[: len(before)], position[len(before) :]
+    sums, totals = values.new_zeros((len(touched), values.shape[1])), weights.new_zeros(len(touched))
+    if running is not None:
+        sums[old], totals[old] = running.values, running.weights
+    return _Running(
+        touched, add_rows_(sums, new, values * weights[:, None]), totals.scatter_add_(0, new, weights)
+    )
 
 
 @dataclass
@@ -79,12 +94,6 @@ class Plain:
         self._weight = 0.0
         self._cohort = 0
 
-    def _start(self, name: str, like: Tensor, width: int) -> _Running:
-        if name not in self._running:
-            num_rows = self._tables[name].num_rows
-            self._running[name] = _Running(like.new_zeros((num_rows, width)), like.new_zeros(num_rows))
-        return self._running[name]
-
     def _row_weights(self, rows: RowUpdates, clients: Tensor) -> Tensor:
         if self.rows == "ratio":
             return rows.counts
@@ -108,10 +117,8 @@ class Plain:
                 start = tables[name].index_select(0, rows.rows)
                 values = space.centroid_terms(space.exp(start, space.from_frame(start, values)))
             weights = self._row_weights(rows, updates.weights)
-            running = self._start(name, values, values.shape[1])
-            add_rows_(running.values, rows.rows, values * weights[:, None])
-            running.weights.scatter_add_(0, rows.rows, weights)
-            running.rows.append(rows.rows)
+            before, num_rows = self._running.get(name), self._tables[name].num_rows
+            self._running[name] = _added(before, rows.rows, values, weights, num_rows)
         for name, value in updates.dense.items():
             weighted = torch.tensordot(updates.weights.to(value), value, dims=1)
             self._dense[name] = self._dense[name] + weighted if name in self._dense else weighted
@@ -130,10 +137,7 @@ class Plain:
 
     def _row_total(self, name: str, running: _Running, table: Tensor) -> RowTotal:
         spec = self._tables[name]
-        touched, _ = localise(torch.cat(running.rows), spec.num_rows)
-        sums, weights = running.values.index_select(0, touched), running.weights.index_select(0, touched)
-        running.values[touched], running.weights[touched] = 0, 0
-        running.rows.clear()
+        touched, sums, weights = running.rows, running.values, running.weights
         denominator = self._denominator(name, touched, weights)
         counted = denominator > 0
         if not bool(counted.all()):
@@ -149,12 +153,10 @@ class Plain:
     def finish(self, tables: Mapping[str, Tensor]) -> Total:
         """The round's total; the next ``add`` starts a new one."""
         totals = {
-            name: self._row_total(name, running, tables[name])
-            for name, running in self._running.items()
-            if running.rows
+            name: self._row_total(name, running, tables[name]) for name, running in self._running.items()
         }
         divisor = 1.0 if self.rows == "sum" else self._weight
         dense = {name: value / divisor for name, value in self._dense.items() if divisor > 0}
         total = Total(totals, dense, self._cohort)
-        self._dense, self._weight, self._cohort = {}, 0.0, 0
+        self._running, self._dense, self._weight, self._cohort = {}, {}, 0.0, 0
         return total

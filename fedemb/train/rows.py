@@ -206,8 +206,8 @@ def _step(
     own = {d.name: dense[d.name].points.index_select(0, client).requires_grad_() for d in task.dense}
     batch = {name: column[start:stop] for name, column in epoch.columns.items()}
     loss = task.loss(vectors, {d.name: own[d.name].view(size, *d.shape) for d in task.dense}, batch)
-    scaled = (loss * epoch.scale[start:stop].to(loss.dtype)).sum()
-    gradients = torch.autograd.grad(scaled, [*vectors.values(), *own.values()])
+    scale = epoch.scale[start:stop].to(loss.dtype)
+    gradients = torch.autograd.grad(loss, [*vectors.values(), *own.values()], scale)
     for local, at, gradient in zip(locals_, rows, gradients, strict=False):
         settings.optimizer.step(local.parameter, at, gradient.reshape(len(at), -1), rate)
     for d, gradient in zip(task.dense, gradients[len(locals_) :], strict=True):
