@@ -104,6 +104,17 @@ def test_every_public_name_is_there() -> None:
         _ = fedemb.nothing  # type: ignore[attr-defined]
 
 
+def test_public_function_and_package_share_a_name() -> None:
+    """``fedemb.train`` is called whether or not the package of that name was imported before, and more than once."""
+    program = (
+        "import fedemb; assert callable(fedemb.train); assert callable(fedemb.train)\n"
+        "import fedemb.train.rows as rows; assert rows.LocalTraining; assert callable(fedemb.train)\n"
+        "try:\n    fedemb.train(['rounds=0'])\nexcept ValueError as error:\n    assert 'rounds' in str(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_file_is_called_utils() -> None:
     names = {path.stem for path in SOURCES}
     assert not names & {"utils", "helpers", "base", "manager", "misc", "common"}

@@ -241,7 +241,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "no training example is left",
     ),
     "cohort of the task": (
-        ["task=skipgram", "data.examples_per_client=3", "data.spread=0", "cohort=uniform", "cohort.size=8"],
+        ["task=skipgram", "data.examples_per_client=2", "data.days=1", "cohort=uniform", "cohort.size=8"],
         "cohort.size must be at most [1-7], the clients with examples, got 8",
     ),
 }
@@ -389,9 +389,10 @@ def rounds_done(folder: Path) -> int:
 def test_interrupt_leaves_a_usable_folder(number: signal.Signals, tmp_path: Path) -> None:
     process = started(tmp_path, *LONG, "rounds=1000000")
     wait_for(lambda: rounds_done(tmp_path) >= 4, process)
-    second = spawned(tmp_path, *LONG, "rounds=5")
-    assert second.returncode == 2
-    assert re.fullmatch(r"fedemb: another run is writing to .*; choose another hydra.run.dir\n", second.stderr)
+    if number == signal.SIGINT:
+        second = spawned(tmp_path, *LONG, "rounds=5")
+        assert second.returncode == 2
+        assert re.fullmatch(r"fedemb: another run is writing to .*; choose another hydra.run.dir\n", second.stderr)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -425,7 +426,6 @@ def test_same_command_takes_up_a_killed_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(rf"checkpoint .*{newest.name} cannot be read .*trying the one before", done.stderr)
     assert len(done.stderr.splitlines()) == 1
-    (tmp_path / "whole").mkdir()
     whole = fedemb.train([*LONG[:-1], rounds], folder=tmp_path / "whole" / "run")
     assert np.array_equal(tables_of(tmp_path / "run"), whole.table("node")[1])
     resumed = fedemb.load(tmp_path / "run")

@@ -189,7 +189,10 @@ class Skipgram:
 
     def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
         first = vectors[self.tables[0].name]
-        left, right = first.split((1, first.shape[1] - 1), dim=1) if self.tied else (first, vectors[self.tables[1].name])
+        if self.tied:
+            left, right = first.split((1, first.shape[1] - 1), dim=1)
+        else:
+            left, right = first, vectors[self.tables[1].name]
         scores = (left * right).sum(-1) if right.shape[1] == 1 else torch.einsum("nod,nkd->nk", left, right)
         label = batch["label"]
         losses = softplus(scores)
