@@ -47,7 +47,9 @@ def _train(arguments: list[str]) -> None:
             return None
         return next(iter(metrics.values()), None)
 
-    flags = [text for text in arguments if text in ("-m", "--multirun")]  # Hydra wants them before the settings
+    flags = [
+        text for text in arguments if text in ("-m", "--multirun")
+    ]  # Hydra wants them before the settings
     sys.argv = ["fedemb train", *flags, *(text for text in arguments if text not in flags)]
     try:
         job()

@@ -103,9 +103,11 @@ def check(config: DictConfig) -> None:
     for group in _groups():
         if group != "experiment" and not OmegaConf.is_dict(config.get(group)):
             raise SettingError(f"{group} must be one of {', '.join(_options(group))}, got none")
-        name = config[group].get("name") if group != "experiment" else None
-        if name is not None and name not in _options(group):
-            raise SettingError(f"{group} must be one of {', '.join(_options(group))}, got {name!r}; set {group}=...")
+        option = config[group].get("name") if group != "experiment" else None
+        if option is not None and option not in _options(group):
+            raise SettingError(
+                f"{group} must be one of {', '.join(_options(group))}, got {option!r}; set {group}=..."
+            )
     if not OmegaConf.is_dict(config.centralized):
         raise SettingError(f"centralized must be learning_rate and batch_size, got {config.centralized!r}")
     if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):

@@ -111,7 +111,9 @@ def test_public_function_and_package_share_a_name() -> None:
         "import fedemb.train.rows as rows; assert rows.LocalTraining; assert callable(fedemb.train)\n"
         "try:\n    fedemb.train(['rounds=0'])\nexcept ValueError as error:\n    assert 'rounds' in str(error)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -32,9 +32,7 @@ _NOUNS = (
     "00000200 05 n 01 dog 0 001 @ 00000100 n 0000 | barks  \n"
     "00000300 18 n 01 cat 0 001 @ 00000100 n 0000 | does not  \n"
 )
-_INDEX = (
-    "cat n 1 1 @ 1 0 00000300  \ndog n 1 1 @ 1 0 00000200  \nentity n 1 1 ~ 1 1 00000100  \n"
-)
+_INDEX = "cat n 1 1 @ 1 0 00000300  \ndog n 1 1 @ 1 0 00000200  \nentity n 1 1 ~ 1 1 00000100  \n"
 _RETAIL = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n" + "".join(
     f"{month}{n},s{n % 5},thing,1,2011-{month:02}-{day:02} 10:00:00,2.5,{n % 4},UK\n"
     for month in (8, 9, 10, 11)
@@ -199,7 +197,9 @@ def test_name_of_an_option_cannot_be_claimed(group: str) -> None:
         compose_config([f"{group}.name=claimed"])
 
 
-@pytest.mark.parametrize("override", ["+train.foo=1", "+data.foo=1", "+task.foo=1", "+server.foo=1", "+cohort.foo=1"])
+@pytest.mark.parametrize(
+    "override", ["+train.foo=1", "+data.foo=1", "+task.foo=1", "+server.foo=1", "+cohort.foo=1"]
+)
 def test_added_key_is_refused(override: str) -> None:
     with pytest.raises(SettingError, match="foo"):
         built([*data_overrides(Path(), "synthetic"), "task=factorization", override])
@@ -279,13 +279,17 @@ def composed(place: Path, group: str, option: str) -> DictConfig:
     return compose_config(overrides_of(place, group, option))
 
 
+def checked_and_built(config: DictConfig) -> None:
+    check(config)
+    _build(config)
+
+
 def refused(place: Path, group: str, option: str, key: str, value: Any) -> str:
     config = composed(place, group, option).copy()
     for other, setting in {**ONLY_WITH.get(key, {}), key: value}.items():
         OmegaConf.update(config, other, setting)
     with pytest.raises((SettingError, DataError)) as caught:
-        check(config)
-        _build(config)
+        checked_and_built(config)
     message = str(caught.value)
     assert key.rpartition(".")[2] in message, message
     assert "\n" not in message
@@ -330,8 +334,18 @@ def test_half_of_a_thing_is_refused(group: str, option: str, key: str, default: 
         ("factorization", "aggregate.clip_norm", 0, "aggregate.clip_norm must be a positive number"),
         ("factorization", "aggregate.clip_norm", "abc", "aggregate.clip_norm must be a .*number"),
         ("factorization", "data.structure", "ring", "data.structure must be clusters or tree"),
-        ("factorization", "train.learning_rate", float("nan"), "train.learning_rate must be a positive number"),
-        ("factorization", "train.learning_rate", float("inf"), "train.learning_rate must be a positive number"),
+        (
+            "factorization",
+            "train.learning_rate",
+            float("nan"),
+            "train.learning_rate must be a positive number",
+        ),
+        (
+            "factorization",
+            "train.learning_rate",
+            float("inf"),
+            "train.learning_rate must be a positive number",
+        ),
         ("factorization", "server.momentum", 1.0, r"server.momentum must be in \[0, 1\)"),
         ("factorization", "device", "tpu", "device must be cpu, cuda"),
         ("factorization", "data.held_out", 0.5, "data.held_out must be in"),
@@ -347,13 +361,13 @@ def test_choice_out_of_range_is_refused(task: str, key: str, value: Any, message
 def test_sums_of_unbounded_weights_are_refused(place: Path) -> None:
     config = composed(place, "task", "factorization").copy()
     config.aggregate.rows, config.aggregate.weights = "sum", "examples"
-    with pytest.raises(SettingError, match="aggregate.rows=sum .* aggregate.weights must be uniform or capped"):
+    with pytest.raises(SettingError, match=r"aggregate\.rows=sum .* must be uniform or capped"):
         _build(config)
 
 
 def test_cohort_larger_than_the_population_is_refused(place: Path) -> None:
     many = ["task=factorization", "cohort=uniform", "cohort.size=7"]
-    with pytest.raises(SettingError, match="cohort.size must be at most 6, the clients with examples, got 7"):
+    with pytest.raises(SettingError, match=r"cohort\.size must be at most 6, the clients with .* got 7"):
         built([*data_overrides(place, "synthetic"), *many])
 
 

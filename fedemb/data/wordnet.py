@@ -260,7 +260,9 @@ def bundle(dictionary: str | Path, folder: str | Path) -> None:
     ancestors: dict[str, list[str]] = {}
     for child, parent in zip(train["child"], train["parent"], strict=True):
         ancestors.setdefault(names[child], []).append(names[parent])
-    lines = (f"{json.dumps(child)}: {json.dumps(sorted(above))}" for child, above in sorted(ancestors.items()))
+    lines = (
+        f"{json.dumps(child)}: {json.dumps(sorted(above))}" for child, above in sorted(ancestors.items())
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MAMMALS_FILE).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

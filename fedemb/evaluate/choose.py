@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fedemb.data.shards import Shards
 from fedemb.evaluate.hierarchy import Reconstruction
 from fedemb.evaluate.pairs import PairClassification
 from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
 from fedemb.evaluate.ranking import Ranking, history_before
-from fedemb.types import Dataset, Evaluation, Recommender, Task
+from fedemb.types import Dataset, Evaluation, Int64, Recommender, Task
 
 REFERENCES = ("popularity", "recent_popularity", "own_repeats", "item_cosine")
 
@@ -32,6 +34,17 @@ def evaluation_for(task: Task, dataset: Dataset) -> Evaluation | None:
     if {"left", "right", "label"} <= set(columns):
         return PairClassification(task, held_out, split)
     return None
+
+
+def measurable(evaluation: Evaluation, dataset: Dataset) -> Int64:
+    """Clients that a model of their own can be measured on: the same ones whoever trained it."""
+    match evaluation:
+        case Ranking():
+            return np.flatnonzero(evaluation.test.sizes > 0)
+        case PairClassification():
+            return np.flatnonzero(evaluation.pairs.sizes > 0)
+        case _:
+            return np.flatnonzero(dataset.train.sizes > 0)
 
 
 def reference_ranking(name: str, task: Task, dataset: Dataset) -> Evaluation | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedemb.build import Parts
 from fedemb.data.shards import Shards
+from fedemb.evaluate.choose import measurable
 from fedemb.train.personal import personal_rows, rows_of
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
 from fedemb.types import (
@@ -121,12 +122,10 @@ class _Alone:
         return self.inner.loss(vectors, dense, batch)
 
 
-def local_only(
-    parts: Parts, training: LocalTraining, rounds: int, on_round: MetricsSink, wanted: Int64 | None = None
-) -> Evaluated | None:
+def local_only(parts: Parts, training: LocalTraining, rounds: int, on_round: MetricsSink) -> Evaluated | None:
     """Every client alone, from the same start and for as many passes as it makes in the federation.
 
-    Metrics are means over clients of each one's own model, measured as the federated one is. Clients go in chunks:
+    Only clients that can be measured are trained. Metrics are means over them. Clients go in chunks:
     a client that is alone holds a table of its own, and one with dense parameters goes by itself.
 
     Args:
@@ -134,7 +133,6 @@ def local_only(
         training: How clients train.
         rounds: Rounds of the federation.
         on_round: Told after every chunk.
-        wanted: Clients to measure; None for all that have examples.
     """
     task = _Alone(parts.task)
     passes = participations(parts, rounds)
@@ -143,7 +141,9 @@ def local_only(
     tables, dense = parts.initial()
     per_client = sum(t.numel() * t.element_size() for t in tables.values())
     size = 1 if task.dense else max(1, _LOCAL_BYTES // max(1, per_client))
-    eligible = np.flatnonzero(data.sizes > 0) if wanted is None else wanted
+    if parts.evaluation is None:
+        return None
+    eligible = measurable(parts.evaluation, parts.dataset)
     results = []
     for start in range(0, len(eligible), size):
         chunk = eligible[start : start + size]
@@ -151,7 +151,7 @@ def local_only(
         results += _alone(parts, task, training, passes, chunk, tables, dense)
         line = {"phase": "local_only", "round": min(start + size, len(eligible)), "rounds": len(eligible)}
         on_round({**line, "seconds": time.perf_counter() - begin})
-    if not results or parts.evaluation is None:
+    if not results:
         return None
     return _joined(results, eligible, data.num_clients)
 

@@ -190,7 +190,7 @@ class Skipgram:
     def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
         first = vectors[self.tables[0].name]
         if self.tied:
-            left, right = first.split((1, first.shape[1] - 1), dim=1)
+            left, right = torch.split(first, [1, first.shape[1] - 1], dim=1)
         else:
             left, right = first, vectors[self.tables[1].name]
         scores = (left * right).sum(-1) if right.shape[1] == 1 else torch.einsum("nod,nkd->nk", left, right)
@@ -217,12 +217,17 @@ class Skipgram:
         vectors = tables["item"]
         unique, at = torch.unique(item, return_inverse=True)
         taken = vectors.new_zeros((history.num_clients, len(unique)))
-        taken.index_put_((client.to(vectors.device), at.to(vectors.device)), vectors.new_ones(()), accumulate=True)
+        taken.index_put_(
+            (client.to(vectors.device), at.to(vectors.device)), vectors.new_ones(()), accumulate=True
+        )
         unique = unique.to(vectors.device)
         if self.score == "cosine":
             unit = normalize(vectors, dim=1)
             return normalize(taken @ unit[unique], dim=1) @ unit.T
-        scores, context = vectors.new_zeros((history.num_clients, self.num_items)), tables[self.tables[-1].name]
+        scores, context = (
+            vectors.new_zeros((history.num_clients, self.num_items)),
+            tables[self.tables[-1].name],
+        )
         for start in range(0, len(unique), _BLOCK_ITEMS):
             block = slice(start, start + _BLOCK_ITEMS)
             scores.addmm_(taken[:, block], torch.softmax(vectors[unique[block]] @ context.T, dim=1))

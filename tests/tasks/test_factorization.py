@@ -102,7 +102,7 @@ def test_the_other_clients_items_are_negatives() -> None:
 
 def test_pooled_data_remember_whose_items_are_whose() -> None:
     task = built(negatives=50)
-    pooled = task.examples(TWO.train).pooled()
+    pooled = task.examples(TWO.train.pooled())
     everyone = personal_rows(task.tables, 0, 2)
     training, one = LocalTraining(SGD(), 1, 0, 0.5), np.zeros(1, dtype=np.int64)
     tables = {t.name: torch.zeros(t.num_rows, t.dim) for t in task.tables if t.shared}

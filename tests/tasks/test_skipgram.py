@@ -215,7 +215,9 @@ def test_two_vocabularies_make_two_tables() -> None:
     assert len(task.cdf) == 3
 
 
-def obvious_scores(task: Skipgram, tables: dict[str, torch.Tensor], histories: list[list[int]]) -> torch.Tensor:
+def obvious_scores(
+    task: Skipgram, tables: dict[str, torch.Tensor], histories: list[list[int]]
+) -> torch.Tensor:
     rows = []
     context = tables[task.tables[-1].name]
     for history in histories:
@@ -234,7 +236,9 @@ def obvious_scores(task: Skipgram, tables: dict[str, torch.Tensor], histories: l
 @pytest.mark.parametrize("score", ["cosine", "softmax"])
 @pytest.mark.parametrize("recent", [0, 2])
 @pytest.mark.parametrize("tied", [False, True])
-def test_scores_equal_an_obvious_loop(score: str, recent: int, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_equal_an_obvious_loop(
+    score: str, recent: int, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fedemb.tasks.skipgram._BLOCK_ITEMS", 2)
     task = built(score=score, recent=recent, tied=tied)
     tables, _ = gathered(task, batch_of([1], [[1, 2, 3]]))
