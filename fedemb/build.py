@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -89,7 +90,51 @@ class Parts:
         return self._hosts[node, num_nodes]
 
 
-def _instantiate(node: Any, **extra: Any) -> Any:
+_KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+    str: ("text", (str,)),
+    NoneType: ("null", (NoneType,)),
+}
+
+
+# Settings that have another name in a constructor.
+_SETTINGS = {
+    ("aggregate", "cap"): "weight_cap",
+    ("aggregate", "by"): "weights",
+    ("server", "rule"): "optimizer",
+}
+
+
+def _declared(make: Any) -> dict[str, Any]:
+    """Types of a constructor's arguments; of what it returns where it only passes them on."""
+    try:
+        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
+        made = hints.get("return")
+        own = get_type_hints(made) if isinstance(made, type) and made is not NoneType else {}
+    except NameError:  # a type that is only imported for type checkers
+        return {}
+    return {**own, **hints}
+
+
+def _check_kinds(group: str, make: Any, settings: Mapping[str, Any]) -> None:
+    """Refuses text for a number and the like, by the types that a constructor declares."""
+    declared = _declared(make)
+    for name, value in settings.items():
+        hint = declared.get(name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if all(kind in _KINDS for kind in kinds):
+            fits = (
+                isinstance(value, _KINDS[k][1]) and (k is bool or not isinstance(value, bool)) for k in kinds
+            )
+            if not any(fits):
+                words = " or ".join(_KINDS[kind][0] for kind in kinds)
+                setting = _SETTINGS.get((group, name), name)
+                raise SettingError(f"{group}.{setting} must be {words}, got {value!r}")
+
+
+def _instantiate(group: str, node: Any, **extra: Any) -> Any:
     """The object that a config node names, with the error that its constructor raised.
 
     ``extra`` goes to the constructor as it is: Hydra would turn a dataclass into a config.
@@ -98,25 +143,27 @@ def _instantiate(node: Any, **extra: Any) -> Any:
         make = instantiate(node, _convert_="all", _partial_=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingError(explain(error)) from error
+    return _checked(group, make.func, **make.keywords, **extra)
+
+
+def _as_setting(group: str, message: str) -> str:
+    """A constructor's complaint about an argument, in the words of settings."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", message)
+    if found:
+        return f"{group}.{found[1]} is not a setting of the chosen {group}"
+    found = re.search(r"missing .*? argument.*?: '(\w+)'", message)
+    return f"{group}.{found[1]} must be set" if found else message.splitlines()[0]
+
+
+def _checked(group: str, make: Callable[..., Any], **settings: Any) -> Any:
+    """What ``make`` makes of these settings, its complaints in the words of settings."""
+    _check_kinds(group, make, settings)
     try:
-        return make(**extra)
+        return make(**settings)
     except (SettingError, DataError):
         raise
     except (ValueError, TypeError) as error:
-        raise SettingError(_as_setting(str(error), node)) from error
-
-
-def _as_setting(message: str, node: Any) -> str:
-    """A constructor's complaint about an argument, in the words of settings."""
-    found = re.search(r"unexpected keyword argument '(\w+)'", message)
-    return f"{found[1]} is not a setting of {node._target_}" if found else message.splitlines()[0]
-
-
-def _checked(make: Callable[..., Any], **settings: Any) -> Any:
-    try:
-        return make(**settings)
-    except (ValueError, TypeError) as error:
-        raise SettingError(str(error)) from error
+        raise SettingError(_as_setting(group, str(error))) from error
 
 
 def _device(name: str) -> torch.device:
@@ -136,7 +183,7 @@ def _training(settings: DictConfig) -> LocalTraining:
     name = plain.pop("optimizer")
     if name not in OPTIMIZERS:
         raise SettingError(f"train.optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    made: LocalTraining = _checked(LocalTraining, optimizer=OPTIMIZERS[name](), **plain)
+    made: LocalTraining = _checked("train", LocalTraining, optimizer=OPTIMIZERS[name](), **plain)
     return made
 
 
@@ -146,8 +193,8 @@ def load_data(config: DictConfig) -> Dataset:
     Raises:
         DataError: If they cannot be used, or nobody has an example.
     """
-    partition = _instantiate(config.partition)
-    source = _instantiate(config.data)
+    partition = _instantiate("partition", config.partition)
+    source = _instantiate("data", config.data)
     dataset: Dataset = source.load(partition, int(config.seed))
     if not dataset.train.num_examples:
         raise DataError("no training example is left: check data.path, data.min_count and the split")
@@ -172,28 +219,28 @@ def build(config: DictConfig) -> Parts:
 
 def _build(config: Any) -> Parts:
     dataset = load_data(config)
-    task: Task = _instantiate(config.task, dataset=dataset)
-    sampler = _instantiate(config.cohort)
+    task: Task = _instantiate("task", config.task, dataset=dataset)
+    sampler = _instantiate("cohort", config.cohort)
     sampler.check(int((dataset.train.sizes > 0).sum()))
     aggregate = config.aggregate
     stages: list[Stage] = []
     if aggregate.clip_norm is not None:
-        stages.append(_checked(Clip, clip_norm=aggregate.clip_norm))
-    stages.append(_checked(Weight, by=aggregate.weights, cap=aggregate.weight_cap))
+        stages.append(_checked("aggregate", Clip, clip_norm=aggregate.clip_norm))
+    stages.append(_checked("aggregate", Weight, by=aggregate.weights, cap=aggregate.weight_cap))
     if aggregate.rows == "sum" and aggregate.weights == "examples":
         raise SettingError(
             "aggregate.rows=sum adds updates up, so aggregate.weights must be uniform or capped, got examples"
         )
     shared = tuple(table for table in task.tables if table.shared)
-    _checked(Plain, tables=shared, rows=aggregate.rows, mean=aggregate.mean)
+    _checked("aggregate", Plain, tables=shared, rows=aggregate.rows, mean=aggregate.mean)
 
     def aggregator_of(holders: dict[str, Tensor], num_clients: int) -> Aggregator:
         return Plain(shared, aggregate.rows, aggregate.mean, holders, num_clients)
 
     server: dict[str, Any] = {str(k): v for k, v in config.server.items()}
     rule = server.pop("optimizer")
-    settings = _checked(Settings, **server)
-    _checked(RowOptimizer, tables=shared, rule=rule, settings=settings)
+    settings = _checked("server", Settings, **server)
+    _checked("server", RowOptimizer, tables=shared, rule=rule, settings=settings)
     return Parts(
         dataset=dataset,
         task=task,

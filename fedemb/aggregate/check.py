@@ -85,7 +85,7 @@ def reject(
         faults.append((~(torch.isfinite(weights) & (weights >= 0)), "weight not a number from 0 up"))
     for values in updates.dense.values():
         if not bool(torch.isfinite(values.sum())):
-            faults.append((~torch.isfinite(values).flatten(1).all(1).cpu(), "NaN or infinity"))
+            faults.append((~torch.isfinite(values).unsqueeze(1).flatten(1).all(1).cpu(), "NaN or infinity"))
     for clients, reason in faults:
         for client in updates.clients[clients.numpy()]:
             reasons.setdefault(int(client), reason)

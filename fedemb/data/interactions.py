@@ -80,7 +80,7 @@ class Interactions:
     def __post_init__(self) -> None:
         check_roles(self.columns, ROLES)
         check_patterns("data.drop", self.drop)
-        check_counts(self.min_count, self.min_client_count, self.vocabulary)
+        check_counts(self.min_count, self.min_client_count, self.memory_bytes, self.vocabulary)
         if isinstance(self.positive, str):
             raise SettingError(
                 f"data.positive must be a list of columns, got {self.positive!r}; write [{self.positive}]"
@@ -142,13 +142,14 @@ class Interactions:
         return Shards(columns, lines.offsets), num_lines - lines.num_examples
 
 
-def check_counts(min_count: int, min_client_count: int, vocabulary: str | None) -> None:
+def check_counts(min_count: int, min_client_count: int, memory_bytes: int, vocabulary: str | None) -> None:
     """Refuses thresholds that make no sense.
 
     Raises:
         SettingError: If there is one.
     """
-    for name, value in (("min_count", min_count), ("min_client_count", min_client_count)):
+    lowest = {"min_count": min_count, "min_client_count": min_client_count, "memory_bytes": memory_bytes}
+    for name, value in lowest.items():
         if value < 1:
             raise SettingError(f"data.{name} must be at least 1, got {value}")
     if vocabulary is not None and min_count > 1:

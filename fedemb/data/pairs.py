@@ -65,7 +65,7 @@ class Pairs:
 
     def __post_init__(self) -> None:
         check_roles(self.columns, ROLES)
-        check_counts(self.min_count, self.min_client_count, self.vocabulary)
+        check_counts(self.min_count, self.min_client_count, self.memory_bytes, self.vocabulary)
         if self.vocabulary is not None and not self.tied:
             raise SettingError(
                 "data.vocabulary must be null where data.tied is false (there are two), "

@@ -70,7 +70,7 @@ class Natural:
         """
         raise DataError(
             "data must have a client column for partition=natural, got none; name it in data.columns.client, "
-            "or choose partition=iid, by_column, dirichlet" + (" or subtree" if taxonomy is not None else "")
+            "or choose partition=iid, column, dirichlet" + (" or subtree" if taxonomy is not None else "")
         )
 
 
@@ -184,7 +184,7 @@ class Subtree:
         """
         if taxonomy is None or "child" not in columns:
             raise DataError(
-                "partition=subtree must be given a taxonomy, got none; choose partition=iid or by_column"
+                "partition=subtree must be given a taxonomy, got none; choose partition=iid or column"
             )
         child = columns["child"]
         weights = np.bincount(child, minlength=len(taxonomy.depth))

@@ -178,7 +178,7 @@ def _notice(data: bytes) -> str:
 class WordNet:
     """WordNet's noun hierarchy, from its own files.
 
-    ``partition=by_column`` and ``dirichlet`` may go by the column ``lexicographer``: the file
+    ``partition=column`` and ``dirichlet`` may go by the column ``lexicographer``: the file
     (``noun.animal``) that the child was written in, 26 in all.
 
     Attributes:

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedemb.aggregate.check import reject, select
-from fedemb.errors import RunError
+from fedemb.errors import DataError, RunError
 from fedemb.flower.codec import decode, model_bytes, upload_bytes
 from fedemb.flower.nodes import describe_nodes
 from fedemb.flower.plan import Plan, Tally
@@ -77,6 +77,11 @@ class FederatedEmbedding(Strategy):
             grid, plan.num_nodes, plan.digest, plan.shapes, plan.want_holders, plan.timeout_seconds
         )
         self.eligible = np.flatnonzero(self.nodes.sizes > 0)
+        if not len(self.eligible):
+            raise DataError(
+                f"no training example is left at any of {len(self.nodes.sizes)} clients for this task"
+            )
+        plan.sampler.check(len(self.eligible))
         plan.sampler.check(len(self.eligible))
         self.aggregator = plan.aggregator_of(self.nodes)
 

@@ -19,7 +19,9 @@ def update_norms(updates: Updates) -> Tensor:
     for rows in updates.tables.values():
         squares.scatter_add_(0, _client_of(rows), rows.values.double().square().sum(1).cpu())
     for values in updates.dense.values():
-        squares += values.double().square().flatten(1).sum(1).cpu()
+        squares += (
+            values.double().square().unsqueeze(1).flatten(1).sum(1).cpu()
+        )  # a scalar has no axis to sum
     return squares.sqrt_()
 
 

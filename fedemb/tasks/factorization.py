@@ -68,6 +68,8 @@ class Factorization:
         for name, value in (("dim", dim), ("negatives", negatives)):
             if value < 1:
                 raise SettingError(f"task.{name} must be at least 1, got {value}")
+        if not init_scale > 0:
+            raise SettingError(f"task.init_scale must be > 0, got {init_scale}; 0.1 is usual")
         vocabulary = dataset.vocabularies["item"]
         cdf = noise_cdf(vocabulary, noise_power)
         return Factorization(len(vocabulary), cdf, dim, negatives, objective, bias, init_scale)

@@ -200,7 +200,7 @@ def test_wrong_settings_are_refused_at_once(make: Callable[[], Partition], said:
         (
             Natural(),
             DataError,
-            "name it in data.columns.client, or choose partition=iid, by_column, dirichlet or sub",
+            "name it in data.columns.client, or choose partition=iid, column, dirichlet or sub",
         ),
     ],
 )

@@ -46,7 +46,9 @@ def test_local_only_is_each_client_alone() -> None:
         from fedemb.train.rows import train_cohort
 
         for number in range(1, 5):
-            for updates in train_cohort(parts.task, tables, {}, personal, shard, alone, parts.training, 0, number):
+            for updates in train_cohort(
+                parts.task, tables, {}, personal, shard, alone, parts.training, 0, number
+            ):
                 for name, rows in updates.tables.items():
                     tables[name][rows.rows] += rows.values
         expected = parts.evaluation(tables, rows_of(personal, alone, 0), alone)
@@ -55,7 +57,8 @@ def test_local_only_is_each_client_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cohort", "expected"), [(["cohort=full"], 10), (["cohort=uniform", "cohort.size=3"], 3), (["cohort=poisson"], 1)]
+    ("cohort", "expected"),
+    [(["cohort=full"], 10), (["cohort=uniform", "cohort.size=3"], 3), (["cohort=poisson"], 1)],
 )
 def test_the_budget_of_a_baseline_is_a_clients_own(cohort: list[str], expected: int) -> None:
     parts = build(compose_config([*INTERACTIONS, *cohort, "baselines=[]", "data.num_clients=9"]))
