@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -38,11 +39,16 @@ def run_on_simulation(
         verbose: Let Flower and Ray say what they do.
 
     Raises:
-        SettingError: If Ray is not installed.
+        SettingError: If Ray is not installed, or cannot start workers from here.
     """
     if importlib.util.find_spec("ray") is None:
         raise SettingError(
             "runner=simulation needs Ray: pip install 'fedemb[simulation]', or use runner=in_process"
+        )
+    if " " in sys.executable:  # its workers never start, and the run would wait for ever
+        raise SettingError(
+            f"runner=simulation: Ray cannot start workers from a path with a space ({sys.executable}); "
+            "put the environment elsewhere, or use runner=in_process"
         )
     logging.getLogger("flwr").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
     from flwr.simulation import run_simulation
