@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedemb.atomic import write_atomically
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import DataError
 from fedemb.report.metrics_log import read_metrics
-from fedemb.server.checkpoint import write_atomically
 from fedemb.types import Table
 
 
@@ -36,13 +36,13 @@ def save_model(
     for name, tensors in (("tables", tables), ("dense", dense)):
         if tensors:
             plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            write_atomically(folder / f"{name}.safetensors", lambda path, plain=plain: save_file(plain, path))
+            write_atomically(folder / f"{name}.safetensors", partial(save_file, plain))
     for entity, vocabulary in vocabularies.items():
         columns = {"id": np.arange(len(vocabulary)), "name": vocabulary.names}
         if vocabulary.counts is not None:
             columns["count"] = vocabulary.counts
         table = pa.table(columns)
-        write_atomically(folder / f"{entity}.parquet", lambda path, table=table: pq.write_table(table, path))
+        write_atomically(folder / f"{entity}.parquet", partial(pq.write_table, table))
     described = [
         {
             "name": t.name,

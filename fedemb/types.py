@@ -138,7 +138,8 @@ class Task(Protocol):
     def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
         """Adds what is random: ``uniforms`` ``(examples, num_draws)`` in [0, 1).
 
-        A boolean column ``keep`` in the result drops examples from this epoch.
+        A boolean column ``keep`` in the result drops examples from this epoch. Ids that are drawn, and say
+        nothing about the client, stand in a column ``negatives`` and come last in ``lookup``.
         """
         ...
 

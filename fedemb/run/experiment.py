@@ -17,6 +17,7 @@ import numpy as np
 from flwr.serverapp import Grid
 from omegaconf import DictConfig, OmegaConf
 
+from fedemb.atomic import write_atomically
 from fedemb.build import Parts, build
 from fedemb.config import compose_config
 from fedemb.errors import SettingError
@@ -30,7 +31,6 @@ from fedemb.report.table import print_results
 from fedemb.run.baselines import centralized, local_only
 from fedemb.run.lock import locked
 from fedemb.run.training import Trained, resolve_resume, set_threads, train_with_runner
-from fedemb.server.checkpoint import write_atomically
 from fedemb.train.rows import LocalTraining
 from fedemb.types import Evaluated
 
@@ -133,6 +133,8 @@ def run_experiment(
         raise SettingError(
             "runner=deployment is started by `flwr run`, see README; use runner=in_process here"
         )
+    if config.runner.name != "in_process" and not str(config.device).startswith("cpu"):
+        raise SettingError(f"device={config.device} needs runner=in_process, got runner={config.runner.name}")
     config = resolve_resume(config, folder)
     with locked(folder):
         if (folder / "summary.json").exists() and Path(config.resume or "").resolve() != folder.resolve():

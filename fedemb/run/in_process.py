@@ -7,7 +7,7 @@ are Flower's internals, and this is the one place that touches them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -35,7 +35,7 @@ class InProcessGrid(Grid):
     contexts: Mapping[int, Context]
     raise_errors: bool = True
     _replies: dict[str, Message] = field(default_factory=dict)
-    _numbers: Iterable[int] = field(default_factory=itertools.count)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
@@ -64,7 +64,7 @@ class InProcessGrid(Grid):
         return list(self.contexts)
 
     def _deliver(self, message: Message) -> Message:
-        identity = str(next(self._numbers))  # type: ignore[call-overload]
+        identity = str(next(self._numbers))
         message.metadata.__dict__["_message_id"] = identity
         node = message.metadata.dst_node_id
         inbox = Message(RecordDict(dict(message.content)), node, message.metadata.message_type)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedemb.atomic import write_atomically
 from fedemb.errors import RunError, SettingError
 
 _KEPT = 2
@@ -35,15 +35,6 @@ class Checkpoint:
     digest: str
     tensors: Mapping[str, Tensor]
     tally: Mapping[str, Any]
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Calls ``write(partial path)``, forces it to disk and only then gives it its name."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(path)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

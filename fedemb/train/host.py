@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedemb.atomic import write_atomically
 from fedemb.data.shards import Shards
 from fedemb.errors import RunError
 from fedemb.stages import on_clients
@@ -107,9 +108,7 @@ def save_personal(path: Path, personal: Mapping[str, PersonalRows], round: int) 
     for name, rows in personal.items():
         tensors[f"{name}/points"], tensors[f"{name}/known"] = rows.points, rows.known
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"round": str(round)})
-    partial.replace(path)
+    write_atomically(path, lambda partial: save_file(tensors, partial, metadata={"round": str(round)}))
 
 
 def load_personal(path: Path, personal: Mapping[str, PersonalRows]) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
 from fedemb.build import build
 from fedemb.config import compose_config
 from fedemb.errors import RunError
 from fedemb.flower.client_app import make_client_app
+from fedemb.flower.records import unpack
+from fedemb.flower.strategy import FederatedEmbedding
 from fedemb.run import in_process
-from fedemb.run.training import Trained, train_on, train_with_runner
+from fedemb.run.training import Trained, plan_of, train_on, train_with_runner
 
 SMALL = [
     "data=synthetic", "data.structure=tree", "data.num_items=90", "data.num_clients=12", "data.examples_per_client=9",
@@ -143,6 +145,23 @@ def test_a_round_without_any_update_ends_the_run(tmp_path: Path) -> None:
     grid.app = fail  # type: ignore[assignment]
     with pytest.raises(RunError, match=r"round 1: none of 12 clients sent a usable update.*no power"):
         train_on(grid, parts, config, tmp_path, lambda line: None, Trained(*parts.initial()))
+
+
+def test_flowers_own_calls_make_the_same_round(tmp_path: Path) -> None:
+    config = compose_config([*SMALL, "rounds=1", "baselines=[]", "runner.num_nodes=3"])
+    parts = build(config)
+    app = make_client_app(lambda c: parts.host(int(c.node_config["partition-id"]), 3), lambda c: parts.digest)
+    whole = run([*SMALL, "rounds=1"], tmp_path)
+    grid, trained = in_process.in_process_grid(app, 3), Trained(*parts.initial())
+    plan = plan_of(parts, config, parts.optimizer_of(), grid)
+    strategy = FederatedEmbedding(plan, trained.tables, trained.dense, lambda line: None)
+    strategy.prepare(grid)
+    messages = strategy.configure_train(1, strategy.model(), ConfigRecord(), grid)
+    arrays, metrics = strategy.aggregate_train(1, grid.send_and_receive(messages))
+    assert arrays is not None
+    assert metrics is not None
+    assert metrics["loss"] > 0
+    assert torch.equal(unpack(arrays)["node"], whole.tables["node"])
 
 
 def test_nodes_set_up_otherwise_are_refused(tmp_path: Path) -> None:
