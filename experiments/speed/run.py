@@ -57,7 +57,8 @@ def overrides_of(pairs: Path, vocabulary: Path, batch_size: int) -> list[str]:
     work = f"data=pairs task=skipgram task.tied=true task.negatives=0 task.dim={DIM} task.subsample=0"
     data = f"data.path={pairs} data.vocabulary={vocabulary} data.validation_share=0 data.test_share=0"
     rest = f"cohort=uniform cohort.size={COHORT} train.batch_size={batch_size} train.learning_rate={RATE}"
-    return f"{work} {data} {rest} train.epochs=1 aggregate.rows=fedavg".split()
+    server = "aggregate.rows=fedavg aggregate.weights=examples server.optimizer=sgd server.learning_rate=1.0"
+    return f"{work} {data} {rest} train.epochs=1 {server}".split()
 
 
 def row(
