@@ -96,6 +96,9 @@ class Euclidean:
     def to_ball(self, x: Tensor) -> Tensor:
         return x
 
+    def from_ball(self, y: Tensor) -> Tensor:
+        return y
+
 
 @dataclass(frozen=True)
 class Poincare:
@@ -202,6 +205,10 @@ class Poincare:
 
     def to_ball(self, x: Tensor) -> Tensor:
         return math.sqrt(-self.curvature) * x
+
+    def from_ball(self, y: Tensor) -> Tensor:
+        """The point whose ``to_ball`` is ``y``, or the nearest one that is well inside the ball."""
+        return self.project(y / math.sqrt(-self.curvature))
 
 
 @dataclass(frozen=True)
@@ -345,6 +352,11 @@ class Lorentz:
     def to_ball(self, x: Tensor) -> Tensor:
         xs = x[..., 1:]
         return (math.sqrt(-self.curvature) / (1 + self._alpha(xs))) * xs
+
+    def from_ball(self, y: Tensor) -> Tensor:
+        """The point whose ``to_ball`` is ``y``, or the nearest one that is well inside the ball."""
+        y = _clip_norm(y, 1 - _MARGIN[y.dtype])
+        return self.project(self._lift((2 / math.sqrt(-self.curvature)) / (1 - _squared(y)) * y))
 
     def _alpha(self, space: Tensor) -> Tensor:
         return (1 - self.curvature * _squared(space)).sqrt()

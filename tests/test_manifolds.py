@@ -426,6 +426,29 @@ def test_both_models_are_one_space(ball: Poincare, sheet: Lorentz) -> None:
     close(ball.to_ball(ball.centroid(x[None], weights)), sheet.to_ball(sheet.centroid(xs[None], weights)))
 
 
+@every_space
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 2.5])
+def test_from_ball_inverts_to_ball(space: Manifold, scale: float) -> None:
+    x = place(space, scale * draw(50))
+    close(space.distance(space.from_ball(space.to_ball(x)), x) / scale, 0.0, 1e-6)
+
+
+@every_hyperbolic
+def test_from_ball_of_the_boundary_is_well_inside(space: Manifold) -> None:
+    for length in (1.0, 1.0 + 1e-12, 1e8):
+        x = space.from_ball(length * unit(draw(20)))
+        assert torch.equal(space.project(x), x)
+        close(space.to_ball(x), (1 - 1e-10) * unit(draw(20)), 1e-12)
+    assert space.from_ball(torch.full((DIM,), math.nan, dtype=torch.float64)).isnan().all()
+
+
+@pytest.mark.parametrize("sheet", SHEETS, ids=label)
+def test_from_ball_agrees_with_geoopt(sheet: Lorentz) -> None:
+    """geoopt adds 1e-6 to the denominator."""
+    y, one = sheet.to_ball(place(sheet, draw(50))), torch.tensor(1.0, dtype=torch.float64)
+    close(rate(sheet) * sheet.from_ball(y), geoopt.manifolds.lorentz.math.poincare_to_lorentz(y, one), 1e-3)
+
+
 @every_hyperbolic
 def test_ball_radius_is_the_half_angle(space: Manifold) -> None:
     radii = torch.linspace(0, 6, 20, dtype=torch.float64).unsqueeze(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,10 +10,21 @@ from torch import Tensor
 
 from fedemb.manifolds import Euclidean
 from fedemb.train.ragged import add_rows_, localise
-from fedemb.types import RowTotal, RowUpdates, Table, Total, Updates
+from fedemb.types import Manifold, RowTotal, RowUpdates, Table, Total, Updates
 
 ROW_RULES = ("ratio", "uniform", "fedavg", "sum", "heat")
-MEANS = ("tangent", "centroid")
+MEANS = ("tangent", "centroid", "ball")
+
+PointMap = Callable[[Tensor], Tensor]
+
+
+def _point_maps(mean: str, space: Manifold) -> tuple[PointMap, PointMap] | None:
+    """What is added up for a point, and the point that a mean of these stands for; None: deltas are averaged."""
+    if mean == "tangent" or isinstance(space, Euclidean):
+        return None
+    if mean == "ball":
+        return space.to_ball, space.from_ball
+    return space.centroid_terms, space.centroid_from_sum
 
 
 @dataclass(frozen=True)
@@ -63,11 +74,14 @@ class Plain:
     On a curved table deltas are frame vectors at the received row, so all of this is linear and the mean is
     the *tangent* mean. ``mean="centroid"`` takes the Lorentzian centroid of the trained points instead (Law
     et al., "Lorentzian Distance Learning for Hyperbolic Representations", ICML 2019, eq. 11).
+    ``mean="ball"`` averages the trained points' coordinates in the Poincaré ball, as a strategy that knows
+    nothing of manifolds would. It is a bad mean, offered for comparison only: points far out end up too near
+    the origin (what that costs: experiments/server_mean). On a Euclidean table all three are the same.
 
     Attributes:
         tables: The shared tables.
         rows: A rule from above.
-        mean: ``tangent`` or ``centroid``.
+        mean: ``tangent``, ``centroid`` or ``ball``.
         holders: ``(num_rows,)`` per table: clients of the population that hold each row, for ``heat``.
         num_clients: Clients of the population, for ``heat``.
     """
@@ -83,12 +97,13 @@ class Plain:
             raise ValueError(f"aggregate.rows must be one of {', '.join(ROW_RULES)}, got {self.rows!r}")
         if self.mean not in MEANS:
             raise ValueError(f"aggregate.mean must be one of {', '.join(MEANS)}, got {self.mean!r}")
-        if self.mean == "centroid" and self.rows in ("sum", "heat"):
+        if self.mean != "tangent" and self.rows in ("sum", "heat"):
             raise ValueError(
-                f"aggregate.mean=centroid averages points, but aggregate.rows={self.rows} does not average; "
+                f"aggregate.mean={self.mean} averages points, but aggregate.rows={self.rows} does not average; "
                 "use rows=ratio, uniform or fedavg, or mean=tangent"
             )
         self._tables = {table.name: table for table in self.tables}
+        self._maps = {table.name: _point_maps(self.mean, table.manifold) for table in self.tables}
         self._running: dict[str, _Running] = {}
         self._dense: dict[str, Tensor] = {}
         self._weight = 0.0
@@ -112,10 +127,11 @@ class Plain:
             tables: The tables that the clients received.
         """
         for name, rows in updates.tables.items():
-            values, space = rows.values, self._tables[name].manifold
-            if self.mean == "centroid" and not isinstance(space, Euclidean):
+            values, space, maps = rows.values, self._tables[name].manifold, self._maps[name]
+            if maps is not None:
+                terms, _ = maps
                 start = tables[name].index_select(0, rows.rows)
-                values = space.centroid_terms(space.exp(start, space.from_frame(start, values)))
+                values = terms(space.exp(start, space.from_frame(start, values)))
             weights = self._row_weights(rows, updates.weights)
             before, num_rows = self._running.get(name), self._tables[name].num_rows
             self._running[name] = _added(before, rows.rows, values, weights, num_rows)
@@ -136,19 +152,19 @@ class Plain:
         return weights
 
     def _row_total(self, name: str, running: _Running, table: Tensor) -> RowTotal:
-        spec = self._tables[name]
+        space, maps = self._tables[name].manifold, self._maps[name]
         touched, sums, weights = running.rows, running.values, running.weights
         denominator = self._denominator(name, touched, weights)
         counted = denominator > 0
         if not bool(counted.all()):
             touched, sums, denominator, weights = (x[counted] for x in (touched, sums, denominator, weights))
-        if self.mean == "centroid" and not isinstance(spec.manifold, Euclidean):
-            start = table.index_select(0, touched)
-            absent = (denominator - weights).clamp_(min=0)
-            sums = sums + absent[:, None] * spec.manifold.centroid_terms(start)
-            end = spec.manifold.centroid_from_sum(sums)
-            return RowTotal(touched, spec.manifold.to_frame(start, spec.manifold.log(start, end)))
-        return RowTotal(touched, sums / denominator[:, None])
+        if maps is None:
+            return RowTotal(touched, sums / denominator[:, None])
+        terms, from_mean = maps
+        start = table.index_select(0, touched)
+        absent = (denominator - weights).clamp_(min=0)
+        end = from_mean((sums + absent[:, None] * terms(start)) / denominator[:, None])
+        return RowTotal(touched, space.to_frame(start, space.log(start, end)))
 
     def finish(self, tables: Mapping[str, Tensor]) -> Total:
         """The round's total; the next ``add`` starts a new one."""

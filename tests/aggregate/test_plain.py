@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fedemb.aggregate.check import reject, select
-from fedemb.aggregate.plain import ROW_RULES, Plain
+from fedemb.aggregate.plain import MEANS, ROW_RULES, Plain
 from fedemb.manifolds import manifold
-from fedemb.types import RowUpdates, Table, Updates
+from fedemb.types import Manifold, RowUpdates, Table, Updates
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # geoopt imports torch.jit
+    import geoopt
+    from geoopt.manifolds.lorentz.math import lorentz_to_poincare
 
 NUM_ROWS, DIM, CLIENTS = 11, 3, 5
 
 
-def table(space: str = "euclidean") -> Table:
-    return Table("node", NUM_ROWS, DIM, manifold(space, -1.0, "float64"), 0.4)
+def table(space: str = "euclidean", curvature: float = -1.0) -> Table:
+    return Table("node", NUM_ROWS, DIM, manifold(space, curvature, "float64"), 0.4)
 
 
 def updates(seed: int = 0, clients: int = CLIENTS) -> Updates:
@@ -84,22 +92,43 @@ def test_rules_equal_their_formulas_whatever_the_parts(rule: str, parts: int) ->
         torch.testing.assert_close(total.dense["map"], weighted / divisor)
 
 
+def scattered(space: Manifold, scale: float = 1.0) -> Tensor:
+    origin = space.origin(DIM).expand(NUM_ROWS, -1)
+    frame = scale * torch.from_numpy(np.random.default_rng(3).normal(size=(NUM_ROWS, DIM)))
+    return space.exp(origin, space.from_frame(origin, frame))
+
+
+def mean_by_geoopt(mean: str, space: Manifold, points: Tensor, weights: Tensor) -> Tensor:
+    """In unit ball coordinates; the Lorentzian centroid is the gyromidpoint in another model."""
+    c = torch.tensor(-space.curvature, dtype=torch.float64)
+    ball = c.sqrt() * points if space.name == "poincare" else lorentz_to_poincare(points * c.sqrt(), c**0)
+    if mean == "ball":
+        return (weights[:, None] * ball).sum(0) / weights.sum()
+    return geoopt.PoincareBall(c=1.0).weighted_midpoint(ball, weights)
+
+
+@pytest.mark.parametrize("curvature", [-1.0, -0.6])
 @pytest.mark.parametrize("space", ["poincare", "lorentz"])
 @pytest.mark.parametrize("rule", ["ratio", "uniform", "fedavg"])
-def test_centroid_is_the_centroid_of_the_trained_points(rule: str, space: str) -> None:
-    spec, data = table(space), updates()
-    origin = spec.manifold.origin(DIM).expand(NUM_ROWS, -1)
-    frame = torch.from_numpy(np.random.default_rng(3).normal(size=(NUM_ROWS, DIM)))
-    tables = {"node": spec.manifold.exp(origin, spec.manifold.from_frame(origin, frame))}
-    plain = Plain((spec,), rule, "centroid")
-    plain.add(data, tables)
+@pytest.mark.parametrize("mean", ["centroid", "ball"])
+def test_means_of_points_are_those_of_the_trained_points(
+    mean: str, rule: str, space: str, curvature: float
+) -> None:
+    spec, data = table(space, curvature), updates()
+    tables = {"node": scattered(spec.manifold)}
+    plain = Plain((spec,), rule, mean)
+    for part in np.array_split(np.arange(CLIENTS), 2):
+        plain.add(select(data, part), tables)
     total = plain.finish(tables).tables["node"]
     rows = data.tables["node"]
     client = torch.repeat_interleave(rows.offsets.diff())
+    c = torch.tensor(-curvature, dtype=torch.float64)
+    oracle = geoopt.PoincareBall(c=c) if space == "poincare" else geoopt.Lorentz(k=1 / c)
+    assert total.rows.tolist() == rows.rows.unique().tolist()
     for row, step in zip(total.rows, total.steps, strict=True):
         at = torch.nonzero(rows.rows == row).view(-1)
         x = tables["node"][row]
-        points = [spec.manifold.exp(x, spec.manifold.from_frame(x, rows.values[i])) for i in at]
+        points = [oracle.expmap(x, spec.manifold.from_frame(x, rows.values[i])) for i in at]
         weights = {
             "ratio": rows.counts[at],
             "uniform": torch.ones(len(at)),
@@ -109,16 +138,64 @@ def test_centroid_is_the_centroid_of_the_trained_points(rule: str, space: str) -
         if rule == "fedavg":
             points.append(x)
             weights = torch.cat([weights, (data.weights.sum() - weights.sum())[None]])
-        expected = spec.manifold.centroid(torch.stack(points), weights)
-        found = spec.manifold.exp(x, spec.manifold.from_frame(x, step))
-        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+        expected = mean_by_geoopt(mean, spec.manifold, torch.stack(points), weights)
+        found = spec.manifold.to_ball(spec.manifold.exp(x, spec.manifold.from_frame(x, step)))
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_two_points_on_a_ray_show_what_averaging_coordinates_does() -> None:
+    """Tangent mean and centroid are the middle of 2 and 4; in the ball it is 2 artanh((tanh 1 + tanh 2) / 2)."""
+    middles = {"tangent": 3.0, "centroid": 3.0, "ball": 2 * math.atanh((math.tanh(1) + math.tanh(2)) / 2)}
+    assert set(middles) == set(MEANS)
+    for name in ("poincare", "lorentz"):
+        spec = Table("node", 1, 2, manifold(name), 0.4)
+        space, along = spec.manifold, torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+        origin = space.origin(2)[None]
+        tables = {"node": space.exp(origin, space.from_frame(origin, 3 * along))}
+        rows = RowUpdates(torch.zeros(2).long(), torch.cat((-along, along)), torch.ones(2), torch.arange(3))
+        data = Updates(np.arange(2), {"node": rows}, {}, torch.ones(2), {})
+        for mean, expected in middles.items():
+            plain = Plain((spec,), "uniform", mean)
+            plain.add(data, tables)
+            step = plain.finish(tables).tables["node"].steps
+            found = space.distance(origin, space.exp(tables["node"], space.from_frame(tables["node"], step)))
+            torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("rule", ["ratio", "uniform", "fedavg"])
+def test_every_mean_is_the_plain_mean_on_a_flat_table(rule: str, mean: str) -> None:
+    tables = {"node": scattered(table().manifold)}
+    plain, tangent = Plain((table(),), rule, mean), Plain((table(),), rule)
+    for each in (plain, tangent):
+        each.add(updates(), tables)
+    assert torch.equal(plain.finish(tables).tables["node"].steps, tangent.finish(tables).tables["node"].steps)
+
+
+@pytest.mark.parametrize("mean", ["centroid", "ball"])
+@pytest.mark.parametrize("space", ["poincare", "lorentz"])
+def test_far_out_means_of_points_stay_in_the_space(space: str, mean: str) -> None:
+    spec = table(space)
+    tables = {"node": scattered(spec.manifold, scale=30.0)}
+    plain = Plain((spec,), "uniform", mean)
+    plain.add(updates(), tables)
+    total = plain.finish(tables).tables["node"]
+    start = tables["node"][total.rows]
+    end = spec.manifold.exp(start, spec.manifold.from_frame(start, total.steps))
+    assert total.steps.isfinite().all()
+    assert (spec.manifold.to_ball(end).norm(dim=-1) < 1).all()
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"aggregate\.rows must be one of"):
         Plain((table(),), "mean")
-    with pytest.raises(ValueError, match="does not average"):
-        Plain((table("poincare"),), "sum", "centroid")
+    with pytest.raises(
+        ValueError, match=r"aggregate\.mean must be one of tangent, centroid, ball, got 'frechet'"
+    ):
+        Plain((table(),), "ratio", "frechet")
+    for mean in ("centroid", "ball"):
+        with pytest.raises(ValueError, match=f"mean={mean} averages points, but .* does not average"):
+            Plain((table("poincare"),), "sum", mean)
 
 
 def broken(fault: str) -> Updates:
