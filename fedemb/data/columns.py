@@ -24,11 +24,19 @@ USUAL_NAMES: Mapping[str, Sequence[str]] = {
     "left": ("left", "leftid", "source", "item1"),
     "right": ("right", "rightid", "target", "item2"),
     "label": ("label", "click", "clicked", "similar"),
+    "head": ("head", "headid", "headentity", "h", "subject", "subjectid", "s", "source", "from"),
+    "relation": ("relation", "relationid", "rel", "r", "predicate", "predicateid", "p", "property", "edge"),
+    "tail": ("tail", "tailid", "tailentity", "t", "object", "objectid", "o", "target", "to"),
 }
 
 
-def column_names(path: str | Path, delimiter: str | None = None) -> list[str]:
-    """Names of the columns of a file; empty where there is no such file.
+def column_names(path: str | Path, delimiter: str | None = None, quoted: bool = True) -> list[str]:
+    """Names of the columns of a file (cells of a text file's first line); empty where there is no such file.
+
+    Args:
+        path: A file that ``read_columns`` can read.
+        delimiter: Between cells.
+        quoted: Whether quotes enclose a cell.
 
     Raises:
         DataError: If the file cannot be read, or is empty.
@@ -38,7 +46,7 @@ def column_names(path: str | Path, delimiter: str | None = None) -> list[str]:
         return []
     if path.suffix.lower() in tabular.PARQUET_SUFFIXES:
         return tabular._parquet_names(path)
-    return tabular._header(path, delimiter or tabular._usual_delimiter(path))
+    return tabular._header(path, delimiter or tabular._usual_delimiter(path), quoted)
 
 
 def check_roles(columns: Mapping[str, str | None], roles: Collection[str]) -> None:
@@ -56,12 +64,33 @@ def check_roles(columns: Mapping[str, str | None], roles: Collection[str]) -> No
             raise SettingError(f"data.columns.{role} must be the name of a column, got {name!r}")
 
 
+def find_columns(
+    present: Sequence[str], columns: Mapping[str, str | None], roles: Sequence[str]
+) -> dict[str, str]:
+    """The column of each role: what the settings say, there or not, else one of a usual name if there is one.
+
+    >>> find_columns(["user", "object", "predicate", "subject"], {"client": ""}, ("head", "tail", "client"))
+    {'head': 'subject', 'tail': 'object'}
+    """
+    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in present}
+    found = {role: name for role in roles if (name := columns.get(role))}
+    for role in roles:
+        if columns.get(role) is not None:
+            continue
+        free = [name for name in present if name not in found.values()]
+        usual = [name for known in USUAL_NAMES.get(role, ()) for name in free if plain[name] == known]
+        if usual:
+            found[role] = usual[0]
+    return {role: found[role] for role in roles if role in found}
+
+
 def resolve_columns(
     path: str | Path,
     columns: Mapping[str, str | None],
     roles: Sequence[str],
     required: Collection[str],
     delimiter: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """The column of each role that the file has one for.
 
@@ -72,23 +101,18 @@ def resolve_columns(
         roles: In the order in which they choose.
         required: Roles that must be found.
         delimiter: Between cells.
+        names: Column names of a text file that has no header line.
 
     Raises:
         DataError: If a required role has no column.
     """
-    present = column_names(path, delimiter)
-    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in present}
-    found = {role: name for role in roles if (name := columns.get(role))}
-    for role in roles:
-        if columns.get(role) is not None:
-            continue
-        free = [name for name in present if name not in found.values()]
-        usual = [name for known in USUAL_NAMES.get(role, ()) for name in free if plain[name] == known]
-        if usual:
-            found[role] = usual[0]
-            logger.info("%s: column %r is taken as %s, by its name", path, usual[0], role)
+    present = column_names(path, delimiter) if names is None else list(names)
+    found = find_columns(present, columns, roles)
+    for role, name in found.items():
+        if columns.get(role) is None:
+            logger.info("%s: column %r is taken as %s, by its name", path, name, role)
     for role in required:
         if role not in found and present:
             there = ", ".join(repr(name) for name in present)
             raise DataError(f"data.columns.{role} must name a column of {path}, got none; there are {there}")
-    return {role: found[role] for role in roles if role in found}
+    return found

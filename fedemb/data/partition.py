@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from fedemb.types import Int64, Partition, Taxonomy
 Columns = Mapping[str, npt.NDArray[Any]]
 Assignment = tuple[Int64, tuple[str, ...] | None]
 
-IID_DRAWS, DIRICHLET_DRAWS = 101, 102  # purposes of the generators: iid and Dirichlet never share draws
+# Purposes of the generators: no two partitions share draws.
+IID_DRAWS, DIRICHLET_DRAWS, RELATION_DRAWS, ENTITY_DRAWS = 101, 102, 103, 104
 
 
 def partitioned(
@@ -44,18 +46,47 @@ def partitioned(
         DataError: If the data cannot be partitioned so.
         SettingError: If there are too many clients for the data.
     """
-    clients, names = partition.assign({**columns, **(labels or {})}, taxonomy, seed)
+    clients, names = assigned(partition, {**columns, **(labels or {})}, seed, taxonomy, vocabularies)
     num_clients = int(clients.max()) + 1 if names is None else len(names)
+    return group_by_client(columns, clients, num_clients), names
+
+
+def assigned(
+    partition: Partition,
+    columns: Columns,
+    seed: int,
+    taxonomy: Taxonomy | None = None,
+    vocabularies: Mapping[str, Vocabulary] | None = None,
+) -> tuple[Int64, Vocabulary | None]:
+    """Client of each example ``(examples,)``, and the clients' names: readable ones where there are any.
+
+    Arguments and errors are those of ``partitioned``.
+    """
+    clients, names = partition.assign(columns, taxonomy, seed)
+    known = vocabularies or {}
     match partition:
-        case Subtree():
-            known = (vocabularies or {}).get("child")
-        case ByColumn():
-            known = (vocabularies or {}).get(partition.column)
+        case Subtree() if names is not None and "child" in known:
+            names = tuple(known["child"].name(int(name)) for name in names)
+        case ByColumn() if names is not None and partition.column in known:
+            names = tuple(known[partition.column].name(int(name)) for name in names)
+        case Relation() if names is not None and "relation" in known:
+            names = _named_by_relation(names, clients, columns["relation"], known["relation"])
         case _:
-            known = None
-    if names is not None and known is not None:
-        names = tuple(known.name(int(name)) for name in names)
-    return group_by_client(columns, clients, num_clients), None if names is None else Vocabulary.of(names)
+            pass
+    return clients, None if names is None else Vocabulary.of(names)
+
+
+def _named_by_relation(
+    names: tuple[str, ...], clients: Int64, relation: npt.NDArray[Any], known: Vocabulary
+) -> tuple[str, ...]:
+    """A client that has one relation gets its name, unless another client is called so."""
+    relations, first = np.unique(relation, return_index=True)
+    owners = clients[first]
+    alone = np.bincount(owners, minlength=len(names))[owners] == 1
+    readable = list(names)
+    for client, only in zip(owners[alone], relations[alone], strict=True):
+        readable[client] = known.name(int(only))
+    return tuple(readable) if len(set(readable)) == len(names) else names
 
 
 @dataclass(frozen=True)
@@ -68,9 +99,12 @@ class Natural:
         Raises:
             DataError: Always.
         """
+        more = (
+            " or subtree" if taxonomy is not None else ", relation or entity" if "relation" in columns else ""
+        )
         raise DataError(
             "data must have a client column for partition=natural, got none; name it in data.columns.client, "
-            "or choose partition=iid, column, dirichlet" + (" or subtree" if taxonomy is not None else "")
+            f"or choose partition=iid, column, dirichlet{more}"
         )
 
 
@@ -191,6 +225,85 @@ class Subtree:
         _check_enough(self.num_clients, int(np.count_nonzero(weights)), "nodes with a parent")
         part_of_node, roots = cut_forest(spanning_forest(taxonomy), weights, self.num_clients)
         return part_of_node[child], tuple(str(root) for root in roots)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Every relation of a knowledge graph at one client; clients are about equally large.
+
+    The largest relation comes first, and each goes to the client with the fewest triples so far, so that two
+    clients differ by no more than the largest relation, and none is empty. ``assign`` names clients by
+    their numbers, and ``partitioned`` names one that has a single relation by it.
+    """
+
+    num_clients: int
+
+    def __post_init__(self) -> None:
+        _check_num_clients(self.num_clients)
+
+    def assign(self, columns: Columns, taxonomy: Taxonomy | None, seed: int) -> Assignment:
+        """A client for each example, from its column ``relation``.
+
+        Raises:
+            DataError: If the data are not triples.
+            SettingError: If there are more clients than relations.
+        """
+        _check_triples("relation", columns)
+        _, relation, sizes = np.unique(columns["relation"], return_inverse=True, return_counts=True)
+        _check_enough(self.num_clients, len(sizes), "relations")
+        clients = _dealt_evenly(sizes, self.num_clients, np.random.default_rng([seed, RELATION_DRAWS]))
+        return clients[relation.reshape(-1)], tuple(str(client) for client in range(self.num_clients))
+
+
+@dataclass(frozen=True)
+class Entity:
+    """Every entity of a knowledge graph at one client, which holds the triples whose head it is.
+
+    Clients are made equally large as for ``Relation``, and named by their numbers.
+    """
+
+    num_clients: int
+
+    def __post_init__(self) -> None:
+        _check_num_clients(self.num_clients)
+
+    def assign(self, columns: Columns, taxonomy: Taxonomy | None, seed: int) -> Assignment:
+        """A client for each example, from its column ``head``.
+
+        Raises:
+            DataError: If the data are not triples.
+            SettingError: If there are more clients than entities that are a head.
+        """
+        _check_triples("entity", columns)
+        _, head, sizes = np.unique(columns["head"], return_inverse=True, return_counts=True)
+        _check_enough(self.num_clients, len(sizes), "entities that are a head")
+        clients = _dealt_evenly(sizes, self.num_clients, np.random.default_rng([seed, ENTITY_DRAWS]))
+        return clients[head.reshape(-1)], tuple(str(client) for client in range(self.num_clients))
+
+
+def _dealt_evenly(sizes: Int64, num_clients: int, generator: np.random.Generator) -> Int64:
+    """Client of each thing ``(things,)``: largest first, to the least loaded; equals in an order drawn at random.
+
+    Reference:
+        Graham, "Bounds on Multiprocessing Timing Anomalies", 1969 (longest processing time first).
+    """
+    order = np.lexsort((generator.permutation(len(sizes)), -sizes))
+    loads = [(0, int(place), client) for client, place in enumerate(generator.permutation(num_clients))]
+    heapq.heapify(loads)
+    clients = np.empty(len(sizes), dtype=np.int64)
+    for thing, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        load, place, client = loads[0]
+        heapq.heapreplace(loads, (load + size, place, client))
+        clients[thing] = client
+    return clients
+
+
+def _check_triples(option: str, columns: Columns) -> None:
+    if not {"head", "relation", "tail"} <= columns.keys():
+        raise DataError(
+            f"partition={option} must be given triples (columns head, relation and tail), "
+            f"got {', '.join(columns)}; choose data=triples, or partition=iid or column"
+        )
 
 
 def _num_examples(columns: Columns) -> int:

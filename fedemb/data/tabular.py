@@ -35,6 +35,7 @@ def read_columns(
     counts: MutableMapping[str, int] | None = None,
     required: frozenset[str] = frozenset(),
     names: Sequence[str] | None = None,
+    quoted: bool = True,
 ) -> Iterator[pa.RecordBatch]:
     """Batches whose columns are named by role; strings from text, native types from Parquet.
 
@@ -52,6 +53,7 @@ def read_columns(
             and ``rows_missing_<role>`` for each required role.
         required: Roles without which a row is dropped; the first one is logged with its line.
         names: Column names of a text file that has no header line.
+        quoted: Whether quotes in a text file enclose a cell; else they are characters like others.
 
     Raises:
         DataError: If the file is missing, empty, without rows, not readable, or lacks a column.
@@ -65,17 +67,24 @@ def read_columns(
         counts.setdefault(key, 0)
     parquet = path.suffix.lower() in PARQUET_SUFFIXES
     delimiter = None if parquet else delimiter or _usual_delimiter(path)
-    present = _parquet_names(path) if parquet else list(names or _header(path, str(delimiter)))
+    present = _parquet_names(path) if parquet else list(names or _header(path, str(delimiter), quoted))
     wanted = _wanted(path, columns, optional, required, present, delimiter)
     if parquet:
         batches = _parquet_batches(path, wanted, batch_bytes, counts)
     else:
-        batches = _text_batches(path, wanted, present, names is None, str(delimiter), batch_bytes, counts)
-    return _complete(path, batches, required, counts, wanted, delimiter, names)
+        batches = _text_batches(
+            path, wanted, present, names is None, str(delimiter), batch_bytes, counts, quoted
+        )
+    return _complete(path, batches, required, counts, wanted, delimiter, names, quoted)
 
 
 def locate(
-    path: str | Path, name: str, value: str, delimiter: str | None = None, names: Sequence[str] | None = None
+    path: str | Path,
+    name: str,
+    value: str,
+    delimiter: str | None = None,
+    names: Sequence[str] | None = None,
+    quoted: bool = True,
 ) -> str:
     """``file, line 7``: where a text file first has this value in the column ``name``.
 
@@ -85,9 +94,9 @@ def locate(
     if path.suffix.lower() in PARQUET_SUFFIXES:
         return str(path)
     delimiter = delimiter or _usual_delimiter(path)
-    header = list(names or _header(path, delimiter))
+    header = list(names or _header(path, delimiter, quoted))
     at = header.index(name)
-    line = _find_line(path, delimiter, lambda row: len(row) == len(header) and row[at] == value)
+    line = _find_line(path, delimiter, lambda row: len(row) == len(header) and row[at] == value, quoted)
     return f"{path}, line {line}" if line else str(path)
 
 
@@ -101,9 +110,13 @@ def _text(path: Path) -> IO[str]:
     return io.TextIOWrapper(cast(IO[bytes], stream), encoding="utf-8-sig", errors="replace", newline="")
 
 
-def _header(path: Path, delimiter: str) -> list[str]:
+def _rows(file: IO[str], delimiter: str, quoted: bool) -> Any:
+    return csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+
+
+def _header(path: Path, delimiter: str, quoted: bool = True) -> list[str]:
     with _as_data_error(path), _text(path) as file:
-        header = next((row for row in csv.reader(file, delimiter=delimiter) if row), None)
+        header: list[str] | None = next((row for row in _rows(file, delimiter, quoted) if row), None)
     if header is None:
         raise DataError(f"data file {path} must have a header line and rows, found an empty file")
     return header
@@ -170,10 +183,12 @@ def _first_bad_bytes(path: Path) -> str:
     return "a line"
 
 
-def _find_line(path: Path, delimiter: str, wrong: Callable[[list[str]], bool]) -> int | None:
+def _find_line(
+    path: Path, delimiter: str, wrong: Callable[[list[str]], bool], quoted: bool = True
+) -> int | None:
     """Number of the line on which the first such row ends; Arrow counts rows, editors count lines."""
     with _text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = _rows(file, delimiter, quoted)
         try:
             return next((reader.line_num for row in reader if row and wrong(row)), None)
         except csv.Error:
@@ -188,6 +203,7 @@ def _text_batches(
     delimiter: str,
     batch_bytes: int,
     counts: MutableMapping[str, int],
+    quoted: bool,
 ) -> Iterator[pa.RecordBatch]:
     malformed: list[int] = []
 
@@ -204,7 +220,10 @@ def _text_batches(
                 use_threads=False, block_size=batch_bytes, column_names=None if has_header else list(present)
             ),
             parse_options=pacsv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
+                delimiter=delimiter,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+                invalid_row_handler=skip,
             ),
             convert_options=pacsv.ConvertOptions(
                 column_types={name: pa.string() for name in chosen},
@@ -226,9 +245,10 @@ def _text_batches(
     if not num_rows:
         found = f"{len(malformed)} malformed ones only" if malformed else "none"
         raise DataError(f"data file {path} must have rows, found {found}")
-    _refuse_open_quote(path, last, delimiter)
+    if quoted:
+        _refuse_open_quote(path, last, delimiter)
     if malformed:
-        line = _find_line(path, delimiter, lambda row: len(row) != len(present))
+        line = _find_line(path, delimiter, lambda row: len(row) != len(present), quoted)
         logger.warning(
             "%s, line %s: expected %d cells, got %d; %d such rows were left out",
             *(path, line or "unknown", len(present), malformed[0], len(malformed)),
@@ -278,6 +298,7 @@ def _complete(
     wanted: Mapping[str, str],
     delimiter: str | None,
     names: Sequence[str] | None,
+    quoted: bool,
 ) -> Iterator[pa.RecordBatch]:
     """Only rows that have a value in every required role."""
     dropped = dict.fromkeys(sorted(required), 0)
@@ -294,7 +315,7 @@ def _complete(
     for role, number in dropped.items():
         counts[f"rows_missing_{role}"] += number
         if number:
-            where = locate(path, wanted[role], "", delimiter, names)
+            where = locate(path, wanted[role], "", delimiter, names, quoted)
             logger.warning(
                 "%s: no %s in column %r; %d such rows were left out", where, role, wanted[role], number
             )

@@ -187,3 +187,12 @@ def test_missing_columns_are_named_at_the_call(tmp_path: Path) -> None:
 def test_nothing_left_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     message = failure(written(tmp_path, "a,b\n,2\n"), required=frozenset({"child"}))
     assert message.endswith("must have rows with child, found none")
+
+
+def test_unquoted_cells_stand_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = written(tmp_path, '"x" y\t"open\n1\n\t2\n"\t\'\n', "rows.txt")
+    settings: dict[str, Any] = {"names": ["a", "b"], "quoted": False, "delimiter": "\t"}
+    found = rows(path, **settings, required=frozenset({"child"}))
+    assert found == [{"child": '"x" y', "parent": '"open'}, {"child": '"', "parent": "'"}]
+    assert f"{path}, line 2: expected 2 cells, got 1" in caplog.text
+    assert f"{path}, line 3: no child" in caplog.text
