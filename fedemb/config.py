@@ -27,6 +27,7 @@ NOT_HASHED = (
     "rounds",
     "evaluate_every",
     "baselines",
+    "ablations",
     "centralized",
     "experiment",
     "verbose",
@@ -44,6 +45,7 @@ class Experiment:
     checkpoint_every: int = 0
     resume: str | None = None
     baselines: list[str] = field(default_factory=lambda: ["centralized", "local_only"])
+    ablations: dict[str, list[str]] = field(default_factory=dict)
     centralized: Any = None
     verbose: bool = False
     data: Any = None
@@ -181,6 +183,8 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 def _unknown(key: str, overrides: Sequence[str]) -> str:
     """What to say of a key that is not there: who has it, or what it may have been meant to be."""
     group, dot, _ = key.partition(".")
+    if group == "ablations":
+        return "ablations are added one by one, as in '+ablations.flat=[\"task.manifold=euclidean\"]'"
     valid = _valid_keys(overrides)
     if dot and group in _groups() and group != "experiment":
         having = [option for option in _options(group) if key in _option_keys(group, option)]

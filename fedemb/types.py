@@ -103,12 +103,13 @@ class Exclusion:
     Attributes:
         query: Column of the question; None where the client itself is the question.
         answer: Column of true answers.
-        candidates: Column ``(examples, candidates)`` that ``sample`` drew.
+        candidates: Column ``(examples, candidates)`` that ``sample`` drew; None: the candidates of a
+            ``ListwiseTask``, and ``known`` stands there.
     """
 
     query: str | None
     answer: str
-    candidates: str
+    candidates: str | None
 
 
 class Task(Protocol):
@@ -156,6 +157,51 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Rows of one table that all examples of a client in a step are compared with.
+
+    Attributes:
+        points: ``(clients, most, coordinates)``; a client with fewer rows is filled up with its last one.
+        present: ``(clients, most)`` bool: whether it is a row of its own, no filling and no repetition.
+        client: ``(examples,)`` position of the example's client on the first axis.
+        place: ``(examples, k)`` where the example's own lookups stand among its client's rows; -1 where they do not.
+        known: ``(examples, most)`` bool: answers that the client knows to be true; None without an ``Exclusion``.
+    """
+
+    points: Tensor
+    present: Tensor
+    client: Tensor
+    place: Tensor
+    known: Tensor | None = None
+
+
+@runtime_checkable
+class ListwiseTask(Protocol):
+    """A task whose loss compares an example with rows that it shares with all examples of its client in a step.
+
+    One array serves them all, so there are many more negatives for the same time, and no per-example gradients
+    of these rows.
+    """
+
+    @property
+    def candidates(self) -> Mapping[str, int | None]:
+        """Per table, which rows: so many drawn uniformly for every client and step, from a public distribution;
+        None: every row that the client's examples look up in the round. An empty mapping: an ordinary task.
+        """
+        ...
+
+    def loss(
+        self,
+        vectors: Mapping[str, Tensor],
+        dense: Mapping[str, Tensor],
+        batch: Batch,
+        candidates: Mapping[str, Candidates],
+    ) -> Tensor:
+        """As ``Task.loss``, given the rows of each of these tables."""
+        ...
+
+
 @runtime_checkable
 class Recommender(Protocol):
     """A task that can rank a catalogue for a client."""
@@ -169,6 +215,34 @@ class Recommender(Protocol):
         """Scores ``(clients, catalogue)`` of every item for each client of ``history``.
 
         ``personal[name]`` is ``(clients, num_rows, coordinates)``.
+        """
+        ...
+
+
+@runtime_checkable
+class LinkPredictor(Protocol):
+    """A task that scores which entity completes a triple."""
+
+    def score_answers(
+        self,
+        tables: Mapping[str, Tensor],
+        personal: Mapping[str, Tensor],
+        client: Tensor,
+        anchor: Tensor,
+        relation: Tensor,
+        backward: Tensor,
+        answers: Tensor | None = None,
+    ) -> Tensor:
+        """Scores ``(queries, entities)`` of every entity as the missing end, or ``(queries, k)`` of ``answers``.
+
+        Args:
+            tables: Shared tables.
+            personal: ``(clients, num_rows, coordinates)`` per personal table.
+            client: ``(queries,)`` position of the client that asks, on the first axis of ``personal``.
+            anchor: ``(queries,)`` the known entity: the head, or the tail where ``backward``.
+            relation: ``(queries,)``.
+            backward: ``(queries,)`` bool: whether the head is asked for.
+            answers: ``(queries, k)`` entities.
         """
         ...
 
@@ -291,11 +365,13 @@ class Evaluated:
         metrics: Over everything evaluated.
         per_client: ``(clients,)`` per name; NaN where a client has nothing to evaluate.
         clients: ``(clients,)`` ids.
+        weights: ``(clients,)`` how much each client counts in ``metrics``; None: all alike.
     """
 
     metrics: Mapping[str, float]
     per_client: Mapping[str, Float]
     clients: Int64
+    weights: Float | None = None
 
 
 class Evaluation(Protocol):

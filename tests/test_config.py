@@ -39,10 +39,16 @@ _RETAIL = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,Custom
     for day in (3, 9)
     for n in range(12)
 )
+_TRIPLES = [f"e{n % 7}\tr{n % 5}\te{n % 11}\n" for n in range(60)]
 FILES = {
     "interactions": {"data.csv": _EVENTS},
     "pairs": {"data.csv": _PAIRS},
     "taxonomy": {"data.csv": _TREE},
+    "triples": {
+        "train.txt": "".join(_TRIPLES[:48]),
+        "valid.txt": "".join(_TRIPLES[48:54]),
+        "test.txt": "".join(_TRIPLES[54:]),
+    },
     "wordnet": {"data.noun": _NOUNS, "index.noun": _INDEX},
     "online_retail": {"data.csv": _RETAIL},
 }
@@ -51,11 +57,14 @@ SYNTHETIC = ["data.num_clients=6", "data.num_items=60", "data.examples_per_clien
 WITH = {
     ("data", "synthetic"): SYNTHETIC,
     ("data", "taxonomy"): ["partition.num_clients=3"],
+    ("data", "triples"): ["partition.num_clients=3"],
     ("data", "wordnet"): ["partition.num_clients=2"],
     ("partition", "column"): ["data=taxonomy", "partition.column=parent"],
     ("partition", "dirichlet"): ["data=taxonomy", "partition.column=parent", "partition.num_clients=3"],
     ("partition", "iid"): ["data=taxonomy", "partition.num_clients=3"],
     ("partition", "subtree"): ["data=taxonomy", "partition.num_clients=3"],
+    ("partition", "relation"): ["data=triples", "task=knowledge_graph", "partition.num_clients=3"],
+    ("partition", "entity"): ["data=triples", "task=knowledge_graph", "partition.num_clients=3"],
     ("partition", "natural"): ["data=interactions", "task=skipgram"],
     ("cohort", "uniform"): ["cohort.size=3"],
     ("experiment", "online_retail"): ["task=factorization", "cohort.size=2"],
@@ -64,6 +73,7 @@ WITH = {
 FITS = {
     "skipgram": {"interactions", "pairs", "synthetic"},
     "factorization": {"interactions", "synthetic"},
+    "knowledge_graph": {"triples"},
     "hierarchical": {"taxonomy", "wordnet", "wordnet_mammals", "tree"},
 }
 
@@ -99,7 +109,8 @@ def overrides_of(place: Path, group: str, option: str) -> list[str]:
         task = next(task for task in TASKS if option in FITS[task])
         return [*data_overrides(place, option), f"task={task}"]
     if group == "task":
-        return [*data_overrides(place, "tree" if "tree" in FITS[option] else "synthetic"), f"task={option}"]
+        source = next(source for source in ("synthetic", "tree", "triples") if source in FITS[option])
+        return [*data_overrides(place, source), f"task={option}"]
     if group == "experiment":
         return [f"experiment={option}", *path_of(place, option), *extra]
     if source is None:

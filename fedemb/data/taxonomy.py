@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedemb.data.closure import build_taxonomy, restrict
+from fedemb.data.held_out import SPLITS
+from fedemb.data.links import check_shares, label_pairs, split_pairs
 from fedemb.data.partition import Natural, partitioned
-from fedemb.data.shards import group_by_client, offsets_of, ragged_indices
+from fedemb.data.shards import Shards, group_by_client, offsets_of, ragged_indices
 from fedemb.data.tabular import read_columns
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import DataError, SettingError
@@ -54,6 +56,8 @@ def taxonomy_dataset(
     closure: bool = True,
     root: str | None = None,
     exclude: Sequence[str] = (),
+    validation_share: float = 0.0,
+    test_share: float = 0.0,
 ) -> Dataset:
     """The data set whose examples are the pairs (child, parent) of a taxonomy.
 
@@ -63,14 +67,19 @@ def taxonomy_dataset(
     what stands above its own edges: the upper taxonomy counts as common knowledge, and what is
     private is which nodes a client hangs into it.
 
+    Clients are made before pairs are held out, so they are the same whatever the shares.
+
     Args:
         edges: What was read.
         partition: Makes clients where edges have no owners.
-        seed: Of the partition.
-        counts: What was read and dropped; ``edges_self_loop`` and ``edges_repeated`` are added.
+        seed: Of the partition, and of what is held out.
+        counts: What was read and dropped; ``edges_self_loop`` and ``edges_repeated`` are added, and
+            ``validation_pairs`` and ``test_pairs`` where there is a share.
         closure: Whether examples are all pairs of the closure, or the edges alone.
         root: Only what is below this node, and itself.
         exclude: Nodes that are left out, with their pairs.
+        validation_share: Held out of the pairs that are not direct edges; above 0 only with ``closure``.
+        test_share: The same for testing.
 
     Raises:
         DataError: If there is a cycle, no edge, or no such root or excluded node.
@@ -99,10 +108,16 @@ def taxonomy_dataset(
         present, owners = np.unique(owners[kept], return_inverse=True)
         train = group_by_client(columns, owners.reshape(-1), len(present))
         clients = Vocabulary.of(edges.client[1].names.take(pa.array(present)).to_pylist())
+    held_out: dict[str, Shards] = {}
+    if validation_share or test_share:
+        label = label_pairs(taxonomy, validation_share, test_share, seed)
+        counts.update({f"{name}_pairs": int((label == number).sum()) for name, number in SPLITS.items()})
+        train, held_out = split_pairs(train, taxonomy, label)
     return Dataset(
         train=train,
         vocabularies={"node": vocabulary},
         clients=clients,
+        held_out=held_out,
         taxonomy=taxonomy,
         entity_of={"child": "node", "parent": "node"},
         counts=counts,
@@ -184,6 +199,9 @@ class TaxonomyFile:
         root: Only what is below this node.
         exclude: Nodes to leave out; what was below them stays below what was above them.
         delimiter: Between cells; None: a tab in ``.tsv``, else a comma.
+        validation_share: For link prediction: held out of the pairs that are not direct edges. 0: all
+            pairs are for training, and the question is how well they are reconstructed.
+        test_share: The same for testing.
     """
 
     path: str
@@ -192,6 +210,8 @@ class TaxonomyFile:
     root: str | None = None
     exclude: Sequence[str] = ()
     delimiter: str | None = None
+    validation_share: float = 0.0
+    test_share: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [role for role in self.columns if role not in ROLES]
@@ -206,6 +226,7 @@ class TaxonomyFile:
             raise SettingError(
                 f"data.exclude must be a list of nodes, got {self.exclude!r}; write [{self.exclude}]"
             )
+        check_shares(self.validation_share, self.test_share, self.closure)
 
     def load(self, partition: Partition, seed: int) -> Dataset:
         """The taxonomy in the file.
@@ -228,7 +249,17 @@ class TaxonomyFile:
         clients = _sorted_names(cells["client"].chunks) if "client" in cells else None
         owners = None if clients is None else (clients.index(cells["client"]), clients)
         edges = Edges(names, names.index(cells["child"]), names.index(cells["parent"]), owners)
-        return taxonomy_dataset(edges, partition, seed, counts, self.closure, self.root, self.exclude)
+        return taxonomy_dataset(
+            edges,
+            partition,
+            seed,
+            counts,
+            self.closure,
+            self.root,
+            self.exclude,
+            self.validation_share,
+            self.test_share,
+        )
 
     def _strings(self, column: Any, role: str) -> Any:
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedemb.data.links import check_shares
 from fedemb.data.partition import IID
 from fedemb.data.taxonomy import Edges, taxonomy_dataset
 from fedemb.data.vocabulary import Vocabulary
@@ -190,6 +191,9 @@ class WordNet:
         instances: Whether instances (``@i``) count as children as kinds (``@``) do: 743,241 pairs
             over 82,115 nouns instead of 663,508 over 74,401.
         closure: Whether examples are all pairs of the transitive closure, or direct edges alone.
+        validation_share: For link prediction: held out of the pairs that are not direct edges. 0: all
+            pairs are for training, and the question is how well they are reconstructed.
+        test_share: The same for testing.
     """
 
     path: str
@@ -197,12 +201,15 @@ class WordNet:
     exclude: Sequence[str] = ()
     instances: bool = True
     closure: bool = True
+    validation_share: float = 0.0
+    test_share: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):
             raise SettingError(
                 f"data.exclude must be a list of synsets, got {self.exclude!r}; write [{self.exclude}]"
             )
+        check_shares(self.validation_share, self.test_share, self.closure)
 
     def load(self, partition: Partition, seed: int) -> Dataset:
         """The hierarchy as a data set.
@@ -225,12 +232,34 @@ class WordNet:
             labels={"lexicographer": nouns.lexicographer[order]},
             label_names={"lexicographer": Vocabulary.of(LEXICOGRAPHER_FILES)},
         )
-        return taxonomy_dataset(edges, partition, seed, counts, self.closure, self.root, self.exclude)
+        return taxonomy_dataset(
+            edges,
+            partition,
+            seed,
+            counts,
+            self.closure,
+            self.root,
+            self.exclude,
+            self.validation_share,
+            self.test_share,
+        )
 
 
 @dataclass(frozen=True)
 class Mammals:
-    """The mammals of WordNet 3.0, bundled: 6,540 pairs (child, any ancestor) over 1,180 synsets."""
+    """The mammals of WordNet 3.0, bundled: 6,540 pairs (child, any ancestor) over 1,180 synsets.
+
+    Attributes:
+        validation_share: For link prediction: held out of the 5,360 pairs that are not direct edges. 0:
+            all pairs are for training, and the question is how well they are reconstructed.
+        test_share: The same for testing.
+    """
+
+    validation_share: float = 0.0
+    test_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_shares(self.validation_share, self.test_share, closure=True)
 
     def load(self, partition: Partition, seed: int) -> Dataset:
         """The mammals as a data set.
@@ -244,7 +273,14 @@ class Mammals:
         names = Vocabulary.of(sorted({*ancestors, *(name for above in ancestors.values() for name in above)}))
         child = names.index([name for name, above in ancestors.items() for _ in above])
         parent = names.index([name for above in ancestors.values() for name in above])
-        return taxonomy_dataset(Edges(names, child, parent), partition, seed, {"pairs_read": len(child)})
+        return taxonomy_dataset(
+            Edges(names, child, parent),
+            partition,
+            seed,
+            {"pairs_read": len(child)},
+            validation_share=self.validation_share,
+            test_share=self.test_share,
+        )
 
 
 def bundle(dictionary: str | Path, folder: str | Path) -> None:

@@ -9,7 +9,8 @@ from fedemb.evaluate.hierarchy import Reconstruction
 from fedemb.evaluate.pairs import PairClassification
 from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
 from fedemb.evaluate.ranking import Ranking, history_before
-from fedemb.types import Dataset, Evaluation, Int64, Recommender, Task
+from fedemb.evaluate.triples import LinkPrediction
+from fedemb.types import Dataset, Evaluation, Int64, LinkPredictor, Recommender, Task
 
 REFERENCES = ("popularity", "recent_popularity", "own_repeats", "item_cosine")
 
@@ -20,17 +21,24 @@ def _split(dataset: Dataset) -> str | None:
 
 
 def evaluation_for(task: Task, dataset: Dataset) -> Evaluation | None:
-    """Reconstruction for a taxonomy, ranking of held-out items, classification of held-out pairs, or nothing."""
+    """Reconstruction and links for a taxonomy, ranking of held-out items, link prediction of triples,
+    classification of held-out pairs, or nothing."""
     columns = dataset.train.columns
     split = _split(dataset)
     if dataset.taxonomy is not None:
         table = task.tables[0]
-        return Reconstruction(table.name, table.manifold, dataset.taxonomy, dataset.train)
+        # Held-out events over a tree (data=synthetic) repeat pairs of training: these are no links.
+        links = dataset.held_out[split] if split and "time" not in columns else None
+        return Reconstruction(
+            table.name, table.manifold, dataset.taxonomy, dataset.train, links, split or "test"
+        )
     if split is None or not dataset.held_out[split].num_examples:
         return None
     held_out: Shards = dataset.held_out[split]
     if "item" in columns and isinstance(task, Recommender):
         return Ranking(task, history_before(dataset, split), held_out, split=split)
+    if isinstance(task, LinkPredictor):
+        return LinkPrediction(task, dataset, split)
     if {"left", "right", "label"} <= set(columns):
         return PairClassification(task, held_out, split)
     return None
@@ -41,6 +49,8 @@ def measurable(evaluation: Evaluation, dataset: Dataset) -> Int64:
     match evaluation:
         case Ranking():
             return np.flatnonzero(evaluation.test.sizes > 0)
+        case LinkPrediction():
+            return np.flatnonzero(evaluation.triples.sizes > 0)
         case PairClassification():
             return np.flatnonzero(evaluation.pairs.sizes > 0)
         case _:

@@ -10,7 +10,7 @@ LOWER_IS_BETTER = frozenset(
 def lower_is_better(metric: str) -> bool:
     """Whether less is more: one of ``LOWER_IS_BETTER`` stands in the name as a whole word or words.
 
-    >>> [lower_is_better(name) for name in ("map", "mean_rank", "ece_calibrated", "mean_reciprocal_rank")]
+    >>> [lower_is_better(name) for name in ("map", "link_mean_rank", "ece_calibrated", "mean_reciprocal_rank")]
     [False, True, True, False]
     """
     words = "_" + metric.lower().replace("/", "_").replace("@", "_") + "_"

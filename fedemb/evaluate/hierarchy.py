@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from fedemb.data.shards import Shards, offsets_of
+from fedemb.evaluate.distance import Float64, distances, lost, measure
+from fedemb.evaluate.tree import (
+    TreePairs,
+    chain_order,
+    distance_correlation,
+    norm_depth_correlation,
+    tree_pairs,
+)
 from fedemb.types import Evaluated, Float, Int64, Manifold, Taxonomy
-
-Float64 = npt.NDArray[np.float64]
 
 
 def reconstruction(
@@ -44,8 +49,8 @@ def reconstruction(
     num_nodes = len(taxonomy.depth)
     if len(points) != num_nodes:
         raise ValueError(f"points must have a row for each of the {num_nodes} nodes, got {len(points)}")
-    near, scale = _measure(points.detach(), manifold)
-    lost = (~(near.isfinite().all(1) & scale.isfinite())).cpu().numpy()
+    near, scale = measure(points, manifold)
+    gone = lost(near, scale)
     order = np.argsort(taxonomy.child, kind="stable")
     parent = taxonomy.parent[order]
     nodes, sizes = np.unique(taxonomy.child, return_counts=True)
@@ -54,10 +59,8 @@ def reconstruction(
     num_rows = max(1, block_bytes // (8 * max(1, num_nodes)))
     for first in range(0, len(nodes), num_rows):
         block = nodes[first : first + num_rows]
-        # The matrix product's shortcut |x|^2 + |y|^2 - 2<x, y> would lose near points near the boundary.
-        distance = torch.cdist(near[block], near, compute_mode="donot_use_mm_for_euclid_dist")
-        rows = distance.mul_(scale).cpu().numpy()
-        rows[:, lost] = rows[lost[block]] = math.inf
+        rows = distances(near[block], near).mul_(scale).cpu().numpy()
+        rows[:, gone] = rows[gone[block]] = math.inf
         rows[np.arange(len(block)), block] = math.nan
         # A loop over nodes: each has its own number of ancestors, and a row alone is work for a millisecond.
         for index, row in enumerate(rows, start=first):
@@ -68,16 +71,22 @@ def reconstruction(
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Evaluates a table of nodes on the closure: ``map``, ``mean_rank`` and ``norm_depth_correlation``.
+    """Evaluates a table of nodes on the closure: ``map`` and ``mean_rank``, and the measures of ``tree.py``.
 
     Per client: ``map``, the mean over the distinct children in its pairs of what these have among all
     nodes; ``mean_rank``, the mean over its pairs.
+
+    Where pairs are held out, ``link_map`` and ``link_mean_rank`` come first: the same ranks, filtered by
+    the whole closure, of the held-out pairs alone; per client, of those that it holds. The other
+    metrics stay those of the whole closure.
 
     Attributes:
         table: Name of the table.
         manifold: Where its rows live.
         taxonomy: The whole graph, which is not private.
         shards: Columns ``child`` and ``parent``: which client holds which pairs of the closure.
+        held_out: The same of the pairs that are not for training; None: nothing is held out.
+        split: Names the metrics of links: those of another split than ``test`` begin with its name.
         block_bytes: See ``reconstruction``.
     """
 
@@ -85,7 +94,20 @@ class Reconstruction:
     manifold: Manifold
     taxonomy: Taxonomy
     shards: Shards
+    held_out: Shards | None = None
+    split: str = "test"
     block_bytes: int = 1 << 24
+
+    def __post_init__(self) -> None:
+        if self.held_out is not None and self.held_out.num_clients != self.shards.num_clients:
+            raise ValueError(
+                f"held-out pairs must have {self.shards.num_clients} clients like the shards, "
+                f"got {self.held_out.num_clients}"
+            )
+
+    @cached_property
+    def _tree_pairs(self) -> TreePairs:
+        return tree_pairs(self.taxonomy)
 
     @property
     def on_clients(self) -> bool:
@@ -102,25 +124,52 @@ class Reconstruction:
         """
         points = tables[self.table]
         precision, rank = reconstruction(points, self.manifold, self.taxonomy, self.block_bytes)
-        metrics = {
+        metrics, per_client = self._links(rank, clients)
+        space, taxonomy = self.manifold, self.taxonomy
+        metrics |= {
             "map": _mean(precision[~np.isnan(precision)]),
             "mean_rank": _mean(rank),
-            "norm_depth_correlation": norm_depth_correlation(points, self.manifold, self.taxonomy),
+            "distance_correlation": distance_correlation(points, space, self._tree_pairs, self.block_bytes),
+            "chain_order": chain_order(points, space, taxonomy),
+            "norm_depth_correlation": norm_depth_correlation(points, space, taxonomy),
         }
         shards = self.shards.take(clients)
         child, owners = np.asarray(shards.columns["child"]), shards.owners()
-        pairs = _positions(self.taxonomy, child, np.asarray(shards.columns["parent"]))
         num_nodes = len(precision)
         owner, children = np.divmod(np.unique(owners * num_nodes + child), max(1, num_nodes))
-        per_client = {
+        per_client |= {
             "map": _means(owner, precision[children], len(clients)),
-            "mean_rank": _means(owners, rank[pairs], len(clients)),
+            "mean_rank": _means(owners, rank[_positions(taxonomy, shards)], len(clients)),
         }
         return Evaluated(metrics, per_client, clients)
 
+    def _links(self, rank: Float64, clients: Int64) -> tuple[dict[str, float], dict[str, Float]]:
+        """Metrics of the held-out pairs: of all, each once, and of these clients'."""
+        if self.held_out is None:
+            return {}, {}
+        num_nodes = len(self.taxonomy.depth)
+        prefix = "" if self.split == "test" else f"{self.split}_"
+        pairs = np.unique(_positions(self.taxonomy, self.held_out))
+        precision = average_precision(self.taxonomy.child[pairs], rank[pairs], num_nodes)
+        metrics = {
+            f"{prefix}link_map": _mean(precision[~np.isnan(precision)]),
+            f"{prefix}link_mean_rank": _mean(rank[pairs]),
+        }
+        shards = self.held_out.take(clients)
+        owners, own_rank = shards.owners(), rank[_positions(self.taxonomy, shards)]
+        # A child counts for each client that holds pairs of it, by these pairs.
+        keys, child = np.unique(owners * num_nodes + shards.columns["child"], return_inverse=True)
+        own_precision = average_precision(child.reshape(-1), own_rank, len(keys))
+        per_client: dict[str, Float] = {
+            f"{prefix}link_map": _means(keys // max(1, num_nodes), own_precision, len(clients)),
+            f"{prefix}link_mean_rank": _means(owners, own_rank, len(clients)),
+        }
+        return metrics, per_client
 
-def _positions(taxonomy: Taxonomy, child: Int64, parent: Int64) -> Int64:
+
+def _positions(taxonomy: Taxonomy, pairs: Shards) -> Int64:
     """Where in the closure each of these pairs stands."""
+    child, parent = np.asarray(pairs.columns["child"]), np.asarray(pairs.columns["parent"])
     num_nodes = len(taxonomy.depth)
     wanted = child * num_nodes + parent
     keys = np.append(taxonomy.child * num_nodes + taxonomy.parent, -1)  # never empty
@@ -131,23 +180,6 @@ def _positions(taxonomy: Taxonomy, child: Int64, parent: Int64) -> Int64:
         pair = (int(child[wrong[0]]), int(parent[wrong[0]]))
         raise ValueError(f"pairs must be in the taxonomy's closure, got {pair}; give the closure to both")
     return found
-
-
-def _measure(points: Tensor, manifold: Manifold) -> tuple[Tensor, Tensor]:
-    """Coordinates and a scale per point: ``|x - y| scale(y)`` orders all y by their distance from x.
-
-    In the ball ``cosh(distance) - 1 = 2 |x - y|^2 / ((1 - |x|^2) (1 - |y|^2))``, where x is the same for
-    a whole row. With the Lorentz time t, ``1 - |y|^2 = 2 / (1 + t)``, which loses nothing far out.
-    """
-    points = points.double()
-    ball = manifold.to_ball(points)
-    if manifold.curvature == 0:
-        return ball, torch.ones_like(ball[:, 0])
-    if manifold.name == "lorentz":
-        time = (1 - manifold.curvature * points[:, 1:].square().sum(1)).sqrt()
-        return ball, ((1 + time) / 2).sqrt()
-    inside = 1 - ball.square().sum(1)
-    return ball, inside.clamp_min(torch.finfo(torch.float64).eps).rsqrt()
 
 
 def _filtered_ranks(row: Float64, true: Float64) -> Float64:
@@ -190,25 +222,8 @@ def average_precision(child: Int64, rank: Float, num_nodes: int) -> Float64:
     return _means(child[order], precision, num_nodes)
 
 
-def norm_depth_correlation(points: Tensor, manifold: Manifold, taxonomy: Taxonomy) -> float:
-    """Spearman's correlation of distance from the origin and depth; NaN where all depths are one."""
-    origin = manifold.origin(points.shape[1] - manifold.num_coordinates(0)).double()
-    radius = manifold.distance(points.detach().cpu().double(), origin).numpy()
-    first, second = _average_ranks(radius), _average_ranks(taxonomy.depth)
-    first, second = first - first.mean(), second - second.mean()
-    length = math.sqrt(float(first @ first) * float(second @ second))
-    return float(first @ second) / length if length else math.nan
-
-
 def _mean(values: Float64) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-def _average_ranks(values: npt.NDArray[np.generic]) -> Float64:
-    """Ranks ``(n,)`` from 1 on; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Float64 = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return ranks
 
 
 def _means(groups: Int64, values: Float, num_groups: int) -> Float64:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedemb.data.shards import Shards
+from fedemb.evaluate.spread import over_clients
 from fedemb.types import Evaluated, Float, Int64, Task
 
 
@@ -79,7 +80,4 @@ class PairClassification:
             mean = np.divide(sums, sizes, out=np.full(len(clients), np.nan), where=sizes > 0)
             per_client[prefix + name] = mean
         per_client[prefix + "auc"] = area_under_curve(scores, label, owner, len(clients))
-        metrics = {
-            n: float(np.nanmean(v)) if (~np.isnan(v)).any() else float("nan") for n, v in per_client.items()
-        }
-        return Evaluated(metrics, per_client, clients)
+        return Evaluated(over_clients(per_client), per_client, clients)

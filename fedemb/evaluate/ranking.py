@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedemb.data.shards import Shards, join
 from fedemb.errors import SettingError
+from fedemb.evaluate.spread import over_clients
 from fedemb.types import Dataset, Evaluated, Float, Int64, Recommender
 
 logger = logging.getLogger("fedemb")
@@ -269,8 +270,7 @@ class Ranking:
             start, block = start + len(at), max(1, self.memory_bytes // (BYTES_PER_SCORE * num_items))
         if broken:
             logger.warning("ranking: the scores of %d clients are not numbers, and rank last", broken)
-        means = {name: _mean(column) for name, column in per_client.items()}
-        return Evaluated(means, per_client, clients)
+        return Evaluated(over_clients(per_client), per_client, clients)
 
     def _block(
         self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64, at: Int64
@@ -286,8 +286,3 @@ class Ranking:
         named = {f"{prefix}{name}": value for name, value in values.items()}
         named |= {f"{prefix}new_{name}": value for name, value in new.items()}
         return named, scores.shape[1], int(raw.isnan().any(1).sum())
-
-
-def _mean(values: Float) -> float:
-    counted = values[~np.isnan(values)]
-    return float(counted.mean()) if len(counted) else float("nan")

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fedemb.types import Float
+
+
+def over_clients(per_client: Mapping[str, Float], weights: Float | None = None) -> dict[str, float]:
+    """Weighted mean of every metric over the clients that have it; NaN where none does.
+
+    Args:
+        per_client: ``(clients,)`` per name; NaN where a client has nothing to evaluate.
+        weights: ``(clients,)``; None: all alike.
+
+    >>> over_clients({"mrr": np.array([0.5, 1.0, np.nan])}, np.array([3.0, 1.0, 9.0]))
+    {'mrr': 0.625}
+    """
+    means = {}
+    for name, values in per_client.items():
+        known = ~np.isnan(values) if weights is None else ~np.isnan(values) & (weights > 0)
+        own = None if weights is None else weights[known]
+        means[name] = float(np.average(values[known], weights=own)) if known.any() else float("nan")
+    return means
 
 
 def spread(values: Float, higher_is_better: bool = True) -> dict[str, float]:

@@ -101,8 +101,14 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
         host = host_of(context)
         received = unpack(_arrays(message, "model"))
         clients = unpack(_arrays(message, "clients"))["clients"].numpy()
-        evaluated = host.evaluate(received, _personal(host, context), clients)
-        arrays = {name: torch.from_numpy(values) for name, values in evaluated.per_client.items()}
+        config, personal = _config(message), _personal(host, context)
+        if config["fine_tune"]:
+            evaluated = host.evaluate_fine_tuned(received, personal, clients, int(config["round"]))  # type: ignore[arg-type]
+        else:
+            evaluated = host.evaluate(received, personal, clients)
+        arrays = {f"metric/{name}": torch.from_numpy(v) for name, v in evaluated.per_client.items()}
+        if evaluated.weights is not None:
+            arrays["weights"] = torch.from_numpy(evaluated.weights)
         record = pack({"clients": torch.from_numpy(clients), **arrays}, False)
         return Message(RecordDict({"per_client": record}), reply_to=message)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedemb.aggregate.check import reject, select
 from fedemb.errors import DataError, RunError
+from fedemb.evaluate.spread import over_clients
 from fedemb.flower.codec import decode, model_bytes, upload_bytes
 from fedemb.flower.nodes import describe_nodes
 from fedemb.flower.plan import Plan, Tally
@@ -82,7 +83,6 @@ class FederatedEmbedding(Strategy):
                 f"no training example is left at any of {len(self.nodes.sizes)} clients for this task"
             )
         plan.sampler.check(len(self.eligible))
-        plan.sampler.check(len(self.eligible))
         self.aggregator = plan.aggregator_of(self.nodes)
 
     def model(self) -> ArrayRecord:
@@ -90,9 +90,9 @@ class FederatedEmbedding(Strategy):
         return pack({**self.tables, **self.dense}, self.plan.by_reference)
 
     def _messages(
-        self, kind: str, round: int, arrays: ArrayRecord, clients: Int64
+        self, kind: str, round: int, arrays: ArrayRecord, clients: Int64, fine_tune: bool = False
     ) -> Iterator[tuple[Message, Int64]]:
-        config = ConfigRecord({"round": round})
+        config = ConfigRecord({"round": round, "fine_tune": fine_tune})
         for node, part in self.nodes.split(clients):
             ids = pack({"clients": torch.from_numpy(part)}, self.plan.by_reference)
             content = RecordDict({"model": arrays, "clients": ids, "config": config})
@@ -231,6 +231,14 @@ class FederatedEmbedding(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Means over clients of what the replies say per client."""
+        evaluated = self._evaluated(replies)
+        if evaluated is None:
+            return None
+        self.evaluated = evaluated
+        return _record(evaluated.metrics)
+
+    @staticmethod
+    def _evaluated(replies: Iterable[Message]) -> Evaluated | None:
         parts = []
         for reply in replies:
             if reply.has_error():
@@ -241,12 +249,12 @@ class FederatedEmbedding(Strategy):
             parts.append(unpack(record))
         if not parts:
             return None
-        clients = torch.cat([part.pop("clients") for part in parts]).numpy()
-        order = np.argsort(clients)
-        per_client = {name: torch.cat([p[name] for p in parts]).numpy()[order] for name in parts[0]}
-        metrics = {name: mean_of(values) for name, values in per_client.items()}
-        self.evaluated = Evaluated(metrics, per_client, clients[order])
-        return _record(metrics)
+        whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        order = np.argsort(whole["clients"])
+        whole = {name: values[order] for name, values in whole.items()}
+        per_client = {n.removeprefix("metric/"): v for n, v in whole.items() if n.startswith("metric/")}
+        weights = whole.get("weights")
+        return Evaluated(over_clients(per_client, weights), per_client, whole["clients"], weights)
 
     def evaluate(self, grid: Grid, round: int) -> Evaluated | None:
         """The model as it stands, measured at the server or on the clients."""
@@ -259,6 +267,15 @@ class FederatedEmbedding(Strategy):
             messages = list(self.configure_evaluate(round, self.model(), ConfigRecord(), grid))
             self.aggregate_evaluate(round, grid.send_and_receive(messages, timeout=self.plan.timeout_seconds))
         return self.evaluated
+
+    def evaluate_fine_tuned(self, grid: Grid) -> Evaluated | None:
+        """Every client's own copy of the model after more passes over its data; None where clients measure nothing."""
+        if self.plan.evaluation is None or not self.plan.evaluation.on_clients:
+            return None
+        everybody = np.arange(len(self.nodes.sizes), dtype=np.int64)
+        sent = self._messages("evaluate", self.finished_rounds + 1, self.model(), everybody, fine_tune=True)
+        messages = [message for message, _ in sent]
+        return self._evaluated(grid.send_and_receive(messages, timeout=self.plan.timeout_seconds))
 
     def _tell_nodes(self, grid: Grid, action: str, round: int) -> None:
         config = ConfigRecord(
@@ -331,12 +348,6 @@ class FederatedEmbedding(Strategy):
 def _record(metrics: Mapping[str, float]) -> MetricRecord:
     plain: dict[str, int | float | list[int] | list[float]] = {**metrics}
     return MetricRecord(plain)
-
-
-def mean_of(values: np.ndarray) -> float:
-    """Mean over clients that have something to evaluate; NaN if none has."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def _in_order(parts: list[Updates]) -> list[Updates]:

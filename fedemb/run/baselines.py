@@ -12,18 +12,22 @@ from torch import Tensor
 from fedemb.build import Parts
 from fedemb.data.shards import Shards
 from fedemb.evaluate.choose import measurable
+from fedemb.evaluate.spread import over_clients
+from fedemb.train.apply import apply_
+from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import personal_rows, rows_of
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
 from fedemb.types import (
     Batch,
+    Candidates,
     Dense,
     Evaluated,
     Exclusion,
     Int64,
+    ListwiseTask,
     MetricsSink,
     Table,
     Task,
-    Updates,
 )
 
 _LOCAL_BYTES = 1 << 29
@@ -33,16 +37,6 @@ def participations(parts: Parts, rounds: int) -> int:
     """Rounds that a client takes part in on average: the budget of a baseline."""
     eligible = int((parts.dataset.train.sizes > 0).sum())
     return max(1, round(rounds * parts.sampler.expected(eligible) / max(1, eligible)))
-
-
-def _apply(parts: Parts, tables: Mapping[str, Tensor], dense: Mapping[str, Tensor], updates: Updates) -> None:
-    for spec in parts.shared:
-        rows = updates.tables[spec.name]
-        start = tables[spec.name].index_select(0, rows.rows)
-        space = spec.manifold
-        tables[spec.name][rows.rows] = space.project(space.exp(start, space.from_frame(start, rows.values)))
-    for name, value in updates.dense.items():
-        dense[name] += value[0]
 
 
 def _scaled(training: LocalTraining, rounds: int, passes: int) -> LocalTraining:
@@ -55,7 +49,7 @@ def centralized(
 ) -> tuple[Evaluated | None, dict[str, Tensor]]:
     """All shards pooled, the same task, and as many passes over the data as the federation makes.
 
-    Personal rows still belong to their owners. Adaptive optimisers begin anew with each pass, as clients do.
+    Personal rows still belong to their owners. An adaptive optimiser goes on from pass to pass, as one machine's does.
     """
     passes = participations(parts, rounds) * training.epochs
     training = replace(_scaled(training, rounds, passes), epochs=1)
@@ -64,13 +58,17 @@ def centralized(
     tables, dense = parts.initial()
     personal = personal_rows(parts.task.tables, 0, data.num_clients)
     everybody, one = np.arange(data.num_clients, dtype=np.int64), np.zeros(1, dtype=np.int64)
-    evaluated = None
+    evaluated, memory = None, OptimizerMemory()
     for number in range(1, passes + 1):
         begin = time.perf_counter()
         updates = concatenate(
-            list(train_cohort(parts.task, tables, dense, personal, pooled, one, training, parts.seed, number))
+            list(
+                train_cohort(
+                    parts.task, tables, dense, personal, pooled, one, training, parts.seed, number, memory
+                )
+            )
         )
-        _apply(parts, tables, dense, updates)
+        apply_(parts.task.tables, tables, dense, updates)
         line = {
             "phase": "centralized",
             "round": number,
@@ -118,7 +116,19 @@ class _Alone:
     def lookup(self, batch: Batch) -> dict[str, Tensor]:
         return self.inner.lookup(batch)
 
-    def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    @property
+    def candidates(self) -> Mapping[str, int | None]:
+        return self.inner.candidates if isinstance(self.inner, ListwiseTask) else {}
+
+    def loss(
+        self,
+        vectors: Mapping[str, Tensor],
+        dense: Mapping[str, Tensor],
+        batch: Batch,
+        candidates: Mapping[str, Candidates] | None = None,
+    ) -> Tensor:
+        if candidates and isinstance(self.inner, ListwiseTask):
+            return self.inner.loss(vectors, dense, batch, candidates)
         return self.inner.loss(vectors, dense, batch)
 
 
@@ -197,9 +207,8 @@ def _joined(results: list[Evaluated], clients: Int64, num_clients: int) -> Evalu
     for client, result in zip(clients, results, strict=True):
         for name in names:
             per_client[name][client] = result.per_client[name][0]
-    metrics = {}
-    for name in results[0].metrics:
-        values = np.array([result.metrics[name] for result in results])
-        known = values[~np.isnan(values)]
-        metrics[name] = float(known.mean()) if len(known) else float("nan")
-    return Evaluated(metrics, per_client, np.arange(num_clients, dtype=np.int64))
+    alone = {name: np.array([result.metrics[name] for result in results]) for name in results[0].metrics}
+    weights = None
+    if results[0].weights is not None:
+        weights = np.concatenate([r.weights for r in results if r.weights is not None])
+    return Evaluated(over_clients(alone, weights), per_client, np.arange(num_clients, dtype=np.int64))

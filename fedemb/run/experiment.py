@@ -28,13 +28,14 @@ from fedemb.report.metrics_log import MetricsLog
 from fedemb.report.progress import progress
 from fedemb.report.summary import make_summary
 from fedemb.report.table import print_results
+from fedemb.run.ablations import ablation, check_ablations
 from fedemb.run.baselines import centralized, local_only
 from fedemb.run.lock import locked
-from fedemb.run.training import Trained, resolve_resume, set_threads, train_with_runner
+from fedemb.run.training import FINE_TUNED, Trained, resolve_resume, set_threads, train_with_runner
 from fedemb.train.rows import LocalTraining
-from fedemb.types import Evaluated
+from fedemb.types import Evaluated, MetricsSink
 
-TRAINED_BASELINES = ("centralized", "local_only")
+TRAINED_BASELINES = (FINE_TUNED, "centralized", "local_only")
 _log = logging.getLogger("fedemb")
 
 
@@ -68,6 +69,10 @@ def check_baselines(config: DictConfig, parts: Parts) -> None:
             raise SettingError(f"baselines must be among {', '.join(known)}, got {name!r}")
         if name in REFERENCES and reference_ranking(name, parts.task, parts.dataset) is None:
             raise SettingError(f"baselines={name} ranks items: it needs data=interactions with a test split")
+        if name == FINE_TUNED and not (parts.evaluation and parts.evaluation.on_clients):
+            raise SettingError(
+                f"baselines={name} needs data that clients measure a model on: a held-out split"
+            )
 
 
 def describe_data(parts: Parts) -> str:
@@ -146,6 +151,7 @@ def run_experiment(
         with _terminated_as_interrupt():
             parts = build(config)
             check_baselines(config, parts)
+            check_ablations(config, overrides, ("federated", *TRAINED_BASELINES, *REFERENCES))
             if not quiet:
                 print(describe_data(parts), flush=True)
             return _run(config, parts, overrides, folder, quiet, grid)
@@ -167,8 +173,11 @@ def _run(
 
         try:
             train_with_runner(parts, config, overrides, folder, on_round, trained, grid)
-            for name in config.baselines:
-                result = _baseline(name, config, parts, on_round)
+            for name in [*config.baselines, *map(str, config.ablations)]:
+                if name in config.ablations:
+                    result = ablation(name, config, overrides, folder, on_round)
+                else:
+                    result = _baseline(name, config, parts, trained, on_round)
                 if result is not None:
                     baselines[name] = result
                     log({"phase": name, **result.metrics})
@@ -182,8 +191,12 @@ def _run(
     return Run(folder)
 
 
-def _baseline(name: str, config: DictConfig, parts: Parts, on_round: Any) -> Evaluated | None:
+def _baseline(
+    name: str, config: DictConfig, parts: Parts, trained: Trained, on_round: MetricsSink
+) -> Evaluated | None:
     training = central_training(config, parts.training)
+    if name == FINE_TUNED:
+        return trained.fine_tuned
     if name == "centralized":
         return centralized(parts, training, config.rounds, config.evaluate_every, on_round)[0]
     if name == "local_only":

@@ -23,6 +23,8 @@ from fedemb.run.simulation import run_on_simulation
 from fedemb.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedemb.types import Aggregator, Evaluated, MetricsSink, ServerOptimizer
 
+FINE_TUNED = "fine_tuned"  # the baseline that measures clients' own copies
+
 
 @dataclass
 class Trained:
@@ -33,6 +35,7 @@ class Trained:
         dense: Dense parameters.
         tally: Running counts.
         evaluated: The last measurement.
+        fine_tuned: Measurement of clients' own copies, where the run asks for it.
         finished_rounds: Rounds that are done.
         interrupted: Whether Ctrl-C or SIGTERM ended it.
     """
@@ -41,6 +44,7 @@ class Trained:
     dense: dict[str, Tensor]
     tally: Tally = field(default_factory=Tally)
     evaluated: Evaluated | None = None
+    fine_tuned: Evaluated | None = None
     finished_rounds: int = 0
     interrupted: bool = False
 
@@ -126,6 +130,8 @@ def train_on(
     trained.finished_rounds = first - 1
     try:
         strategy.start(grid, num_rounds=config.rounds)
+        if FINE_TUNED in config.baselines:
+            trained.fine_tuned = strategy.evaluate_fine_tuned(grid)
     finally:
         trained.finished_rounds, trained.evaluated = strategy.finished_rounds, strategy.evaluated
 

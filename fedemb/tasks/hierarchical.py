@@ -12,8 +12,10 @@ from torch import Tensor
 from fedemb.data.shards import Shards
 from fedemb.errors import SettingError
 from fedemb.manifolds import manifold
+from fedemb.pairwise import sum_exp_distances
+from fedemb.tasks.listwise import Blocks, not_looked_up
 from fedemb.tasks.noise import uniform_ids
-from fedemb.types import Batch, Dataset, Dense, Exclusion, Table
+from fedemb.types import Batch, Candidates, Dataset, Dense, Exclusion, Table
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,17 @@ class Hierarchical:
 
     Loss of an example (u, v): ``-log( exp(-d(u, v)) / sum over v' in {v} and negatives of exp(-d(u, v')) )``.
 
+    Negatives are drawn uniformly from all nodes, never from a batch; nodes that the client knows to be ancestors
+    are left out. ``shared_negatives`` draws them once for all examples of a client in a step: distances are then
+    a matrix product, and many more negatives cost less.
+
     Attributes:
         num_nodes: Height of the table.
         dim: Dimensions.
         manifold: ``poincare``, ``lorentz`` or ``euclidean``.
         curvature: Sectional curvature of a hyperbolic space, below 0.
-        negatives: Nodes drawn uniformly for each example and epoch.
+        negatives: Nodes drawn for each example and epoch, or for each step.
+        shared_negatives: Whether all examples of a client in a step have the same negatives.
         init_scale: Rows start uniform in a cube of this half width around the origin.
         exclude_known: Leaves out negatives that the client knows to be ancestors.
 
@@ -42,6 +49,7 @@ class Hierarchical:
     negatives: int = 50
     init_scale: float = 1e-3
     exclude_known: bool = True
+    shared_negatives: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dim", "negatives"):
@@ -75,11 +83,16 @@ class Hierarchical:
 
     @property
     def num_draws(self) -> int:
-        return self.negatives
+        return 0 if self.shared_negatives else self.negatives
+
+    @property
+    def candidates(self) -> Mapping[str, int | None]:
+        return {"node": self.negatives} if self.shared_negatives else {}
 
     @property
     def exclusion(self) -> Exclusion | None:
-        return Exclusion("child", "parent", "negatives") if self.exclude_known else None
+        candidates = None if self.shared_negatives else "negatives"
+        return Exclusion("child", "parent", candidates) if self.exclude_known else None
 
     def examples(self, shards: Shards) -> Shards:
         return Shards(
@@ -88,15 +101,24 @@ class Hierarchical:
         )
 
     def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
-        return {**batch, "negatives": uniform_ids(uniforms, self.num_nodes)}
+        return (
+            batch if self.shared_negatives else {**batch, "negatives": uniform_ids(uniforms, self.num_nodes)}
+        )
 
     def lookup(self, batch: Batch) -> dict[str, Tensor]:
         pair = torch.stack((batch["child"], batch["parent"]), dim=1)
-        return {"node": torch.cat((pair, batch["negatives"]), dim=1)}
+        return {"node": pair if self.shared_negatives else torch.cat((pair, batch["negatives"]), dim=1)}
 
-    def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        nodes = vectors["node"]
-        space = self.tables[0].manifold
+    def loss(
+        self,
+        vectors: Mapping[str, Tensor],
+        dense: Mapping[str, Tensor],
+        batch: Batch,
+        candidates: Mapping[str, Candidates] | None = None,
+    ) -> Tensor:
+        nodes, space = vectors["node"], self.tables[0].manifold
+        if candidates:
+            return self._listwise_loss(nodes, candidates["node"])
         logits = -space.distance(nodes[:, :1], nodes[:, 1:])
         negatives = batch["negatives"]
         false = (negatives == batch["child"][:, None]) | (negatives == batch["parent"][:, None])
@@ -104,3 +126,11 @@ class Hierarchical:
             false |= batch["known"]
         logits = torch.cat((logits[:, :1], logits[:, 1:].masked_fill(false, float("-inf"))), dim=1)
         return torch.logsumexp(logits, dim=1) - logits[:, 0]
+
+    def _listwise_loss(self, nodes: Tensor, drawn: Candidates) -> Tensor:
+        space, blocks = self.tables[0].manifold, Blocks.of(drawn)
+        negative = blocks.fill(not_looked_up(drawn))
+        others = sum_exp_distances(space, blocks.fill(nodes[:, 0]), drawn.points, negative)
+        true = space.distance(nodes[:, 0], nodes[:, 1])
+        log_others = blocks.take(others).clamp_min(torch.finfo(others.dtype).tiny).log()
+        return torch.logaddexp(-true, log_others) + true

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from torch import Tensor
 from fedemb.atomic import write_atomically
 from fedemb.data.shards import Shards
 from fedemb.errors import RunError
+from fedemb.evaluate.spread import over_clients
 from fedemb.stages import on_clients
+from fedemb.train.apply import apply_
 from fedemb.train.personal import PersonalRows, rows_of
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
 from fedemb.types import Evaluated, Evaluation, Int64, Stage, StageContext, Task, Updates
@@ -71,10 +73,42 @@ class Host:
     def evaluate(
         self, tables: Mapping[str, Tensor], personal: Mapping[str, PersonalRows], clients: Int64
     ) -> Evaluated:
-        """The model measured on these clients' own data."""
+        """The model measured on these clients' own data; ``tables`` with dense parameters."""
         if self.evaluation is None:
             return Evaluated({}, {}, clients)
         return self.evaluation(tables, rows_of(personal, clients, self.seed), clients)
+
+    def evaluate_fine_tuned(
+        self,
+        tables: Mapping[str, Tensor],
+        personal: Mapping[str, PersonalRows],
+        clients: Int64,
+        round: int,
+    ) -> Evaluated:
+        """Every client's own copy measured on its data: the model after more passes over these data, then thrown away.
+
+        One client after another, for each has a copy of all tables; those without anything to measure come first out.
+        """
+        if self.evaluation is None:
+            return Evaluated({}, {}, clients)
+        results = [self._fine_tuned(tables, personal, client, round) for client in clients[:, None]]
+        per_client = {n: np.concatenate([r.per_client[n] for r in results]) for n in results[0].per_client}
+        weights = [result.weights for result in results if result.weights is not None]
+        whole = np.concatenate(weights) if weights else None
+        return Evaluated(over_clients(per_client, whole), per_client, clients, whole)
+
+    def _fine_tuned(
+        self, tables: Mapping[str, Tensor], personal: Mapping[str, PersonalRows], client: Int64, round: int
+    ) -> Evaluated:
+        assert self.evaluation is not None
+        copies = {name: table.clone() for name, table in tables.items()}
+        rows = {name: stored.alone(int(client[0])) for name, stored in personal.items()}
+        shard = self.examples.take(client - self.first)
+        training = replace(self.training, epochs=self.training.fine_tune_epochs)
+        parts = train_cohort(self.task, copies, copies, rows, shard, client, training, self.seed, round)
+        for updates in list(parts):
+            apply_(self.task.tables, copies, copies, updates)
+        return self.evaluation(copies, rows_of(rows, client, self.seed), client)
 
     def holders(self) -> dict[str, Tensor]:
         """How many hosted clients hold each row of each shared table in their examples: ``(num_rows,)``."""

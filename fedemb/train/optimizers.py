@@ -34,6 +34,42 @@ class Parameter:
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OptimizerMemory:
+    """State of a client's optimiser between calls of the trainer, by table and row; rows not seen yet have none.
+
+    Attributes:
+        rows: Per table, keys of the rows that have state, ascending.
+        state: Per table and name, ``(rows, width)``.
+    """
+
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def take(self, table: str, rows: Tensor) -> dict[str, Tensor]:
+        """State of these rows ``(rows, width)``, zero where there is none; ``rows`` ascending."""
+        known = self.rows.get(table)
+        if known is None or not len(known):
+            return {}
+        at = torch.searchsorted(known, rows).clamp_(max=len(known) - 1)
+        found = (known[at] == rows)[:, None]
+        return {name: torch.where(found, value[at], 0.0) for name, value in self.state[table].items()}
+
+    def put(self, table: str, rows: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Remembers the state of these rows beside that of others; ``rows`` ascending."""
+        known = self.rows.get(table, rows[:0])
+        union = torch.unique(torch.cat((known, rows)))
+        old, new = torch.searchsorted(union, known), torch.searchsorted(union, rows)
+        merged = {}
+        for name, value in state.items():
+            whole = value.new_zeros((len(union), value.shape[1]))
+            if table in self.state and name in self.state[table]:
+                whole[old] = self.state[table][name]
+            whole[new] = value
+            merged[name] = whole
+        self.rows[table], self.state[table] = union, merged
+
+
 class LocalOptimizer(Protocol):
     """One step on the rows of a batch."""
 

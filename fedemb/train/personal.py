@@ -52,6 +52,12 @@ class PersonalRows:
             self._create(np.unique(keys.numpy() // self.table.num_rows), seed)
         return self.points.index_select(0, keys - self.first * self.table.num_rows)
 
+    def alone(self, client: int) -> PersonalRows:
+        """A copy of one client's rows."""
+        at = client - self.first
+        rows = slice(at * self.table.num_rows, (at + 1) * self.table.num_rows)
+        return PersonalRows(self.table, client, self.points[rows].clone(), self.known[at : at + 1].clone())
+
     def put(self, keys: Tensor, points: Tensor) -> None:
         """Stores points back under their keys."""
         self.points[keys - self.first * self.table.num_rows] = points

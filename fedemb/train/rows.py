@@ -16,7 +16,7 @@ lines, and a client's result does not depend on its company.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,14 +24,16 @@ from torch import Tensor
 
 from fedemb.data.shards import Shards
 from fedemb.manifolds import Euclidean
-from fedemb.seeds import bits, stream_keys, uniforms
-from fedemb.train.exclusion import key_bounds, known_candidates, known_pairs
-from fedemb.train.optimizers import LocalOptimizer, Parameter
+from fedemb.train.candidates import candidate_tables, compared
+from fedemb.train.epochs import Epoch, Examples, epoch_of, examples_of, owner_of, to_device
+from fedemb.train.exclusion import known_answers
+from fedemb.train.optimizers import LocalOptimizer, OptimizerMemory, Parameter
 from fedemb.train.personal import PersonalRows
-from fedemb.train.ragged import chunk_bounds, localise, shuffled_batches
-from fedemb.types import Int64, RowUpdates, Table, Task, Updates
+from fedemb.train.ragged import chunk_bounds, localise
+from fedemb.types import Candidates, Int64, ListwiseTask, RowUpdates, Table, Task, Updates
 
 _EXAMPLE_OVERHEAD_BYTES = 64
+_COMPARISON_BYTES = 64  # of an example with a candidate: the score, and what is computed on its way
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class LocalTraining:
         burn_in_rounds: First rounds, with ``learning_rate * burn_in_factor``.
         burn_in_factor: See above.
         chunk_bytes: Clients are trained together as far as this much working memory reaches.
+        fine_tune_epochs: Passes over its own data that a client adds before its own copy is measured.
     """
 
     optimizer: LocalOptimizer
@@ -55,9 +58,12 @@ class LocalTraining:
     burn_in_rounds: int = 0
     burn_in_factor: float = 1.0
     chunk_bytes: int = 1 << 28
+    fine_tune_epochs: int = 1
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 0), ("burn_in_rounds", 0), ("chunk_bytes", 1)):
+        for name, low in (
+            ("epochs", 1), ("batch_size", 0), ("burn_in_rounds", 0), ("chunk_bytes", 1), ("fine_tune_epochs", 1),
+        ):  # fmt: skip
             if getattr(self, name) < low:
                 raise ValueError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
         for name in ("learning_rate", "burn_in_factor"):
@@ -69,169 +75,150 @@ class LocalTraining:
         return self.learning_rate * (self.burn_in_factor if round <= self.burn_in_rounds else 1.0)
 
 
-@dataclass(frozen=True)
-class _Examples:
-    """What stays the same over a chunk's epochs.
-
-    ``position`` is the client of each line within the chunk, ``within`` the line's number at its client, ``whose``
-    the client that its personal rows and known answers belong to (another one only in pooled data).
-    """
-
-    columns: Mapping[str, Tensor]
-    offsets: Int64
-    position: Int64
-    within: Int64
-    whose: Tensor
-    bounds: tuple[int, int]
-    known: Tensor | None
-
-
-def _examples(task: Task, shards: Shards, clients: Int64) -> _Examples:
-    columns = {name: torch.from_numpy(column) for name, column in shards.columns.items()}
-    position = shards.owners()
-    within = np.arange(shards.num_examples, dtype=np.int64) - np.repeat(shards.offsets[:-1], shards.sizes)
-    whose = columns["owner"] if "owner" in columns else torch.from_numpy(clients[position])
-    known, bounds = None, (1, 1)
-    if task.exclusion and shards.num_examples:
-        bounds = key_bounds(task.exclusion, columns, max(table.num_rows for table in task.tables))
-        known = known_pairs(task.exclusion, columns, whose, bounds)
-    return _Examples(columns, shards.offsets, position, within, whose, bounds, known)
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """One epoch of a cohort, its lines in the order of the steps."""
-
-    columns: Mapping[str, Tensor]
-    ids: Mapping[str, Tensor]
-    client: Tensor
-    whose: Tensor
-    scale: Tensor
-    steps: list[int]
-
-
-def _epoch(
-    task: Task,
-    examples: _Examples,
-    settings: LocalTraining,
-    seed: int,
-    round: int,
-    epoch: int,
-    clients: Int64,
-) -> _Epoch:
-    position, within, offsets = examples.position, examples.within, examples.offsets
-    draws = torch.empty((len(position), 0), dtype=torch.float64)
-    if task.num_draws:
-        keys = stream_keys(seed, "sample", round, epoch, clients)[position]
-        draws = torch.from_numpy(uniforms(keys, task.num_draws, within * task.num_draws))
-    batch = dict(task.sample(examples.columns, draws))
-    if task.exclusion and examples.known is not None:
-        batch["known"] = known_candidates(
-            task.exclusion, batch, examples.whose, examples.bounds, examples.known
-        )
-    random = bits(stream_keys(seed, "shuffle", round, epoch, clients)[position], 1, within)[:, 0]
-    keep = batch.pop("keep", None)
-    lines = None if keep is None else np.flatnonzero(keep.numpy())
-    if lines is not None:
-        offsets, random, position = np.searchsorted(lines, offsets), random[lines], position[lines]
-    order, steps, batch_sizes = shuffled_batches(offsets, random, settings.batch_size)
-    at = torch.from_numpy(order if lines is None else lines[order])
-    columns = {name: column.index_select(0, at) for name, column in batch.items()}
-    scale = torch.from_numpy(1.0 / batch_sizes)
-    if "weight" in columns:
-        scale = scale * columns["weight"]
-    client, whose = torch.from_numpy(position[order]), examples.whose.index_select(0, at)
-    return _Epoch(columns, task.lookup(columns), client, whose, scale, steps.tolist())
-
-
-def _keys(table: Table, epoch: _Epoch) -> Tensor:
-    """(client, id) of every lookup as one number; a personal row belongs to the example's owner."""
-    owner = epoch.client if table.shared else epoch.whose
-    return epoch.ids[table.name] + (owner * table.num_rows)[:, None]
+def _keys(table: Table, epoch: Epoch) -> Tensor:
+    """(owner, id) of every lookup, and then of every draw, as one number."""
+    lookups = epoch.ids[table.name] + (owner_of(table, epoch) * table.num_rows)[:, None]
+    draw = epoch.draws.get(table.name)
+    if draw is None:
+        return lookups.view(-1)
+    return torch.cat((lookups.view(-1), (draw.ids + (draw.owner * table.num_rows)[:, None]).view(-1)))
 
 
 @dataclass(frozen=True)
 class _Local:
-    """A cohort's copy of a table's rows: what was received, what is trained, which row is whose."""
+    """A cohort's copy of a table's rows: what was received, what is trained, which row is whose.
+
+    ``keys`` are ``owner * num_rows + id``, ascending; ``lookups`` and ``draws`` are positions among them, by epoch.
+    """
 
     table: Table
     keys: Tensor
     received: Tensor
     parameter: Parameter
     lookups: list[Tensor]
+    draws: list[Tensor]
 
 
 def _gather(
     table: Table,
-    epochs: list[_Epoch],
+    epochs: list[Epoch],
     num_clients: int,
     received: Mapping[str, Tensor],
     personal: Mapping[str, PersonalRows],
     seed: int,
     device: torch.device,
+    memory: OptimizerMemory | None,
 ) -> _Local:
-    keys = torch.cat([_keys(table, epoch) for epoch in epochs])
+    keys = [_keys(table, epoch) for epoch in epochs]
     if table.shared:
-        unique, position = localise(keys, num_clients * table.num_rows)
+        unique, position = localise(torch.cat(keys), num_clients * table.num_rows)
         rows = unique % table.num_rows if num_clients > 1 else unique
         points = received[table.name].index_select(0, rows.to(device))
     else:
         store = personal[table.name]
-        unique, position = localise(keys, (store.first + len(store.known)) * table.num_rows)
+        unique, position = localise(torch.cat(keys), (store.first + len(store.known)) * table.num_rows)
         points = store.gather(unique, seed).to(device)
-    lookups = list(torch.split(position.to(device), [len(epoch.client) for epoch in epochs]))
-    return _Local(table, unique, points, Parameter(points.clone(), table.manifold), lookups)
+    lookups, draws = [], []
+    for epoch, own in zip(epochs, torch.split(position.to(device), [len(k) for k in keys]), strict=True):
+        shape = epoch.ids[table.name].shape
+        lookups.append(own[: shape.numel()].view(shape))
+        draw = epoch.draws.get(table.name)
+        draws.append(own[shape.numel() :].view(draw.ids.shape if draw is not None else (0, 0)))
+    unique = unique.to(device)
+    state = {} if memory is None else memory.take(table.name, unique)
+    parameter = Parameter(points.clone(), table.manifold, state)
+    return _Local(table, unique, points, parameter, lookups, draws)
+
+
+def _candidates(
+    task: Task, local: _Local, examples: Examples, epoch: Epoch, number: int, step: int
+) -> tuple[Candidates, Tensor] | None:
+    """What the examples of a step are compared with of a table, if anything, and the rows that these are."""
+    draw, lines = epoch.draws.get(local.table.name), slice(epoch.steps[step], epoch.steps[step + 1])
+    owner = owner_of(local.table, epoch)[lines]
+    if draw is not None:
+        drawn = slice(draw.bounds[step], draw.bounds[step + 1])
+        positions, ids = local.draws[number][drawn], draw.ids[drawn]
+        present = torch.ones_like(ids, dtype=torch.bool)
+        present[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        client = torch.searchsorted(draw.owner[drawn], owner)
+    elif any(table is local.table for table, _ in candidate_tables(task)):
+        holders, client = torch.unique(owner, return_inverse=True)
+        first, end = (torch.searchsorted(local.keys, (holders + n) * local.table.num_rows) for n in (0, 1))
+        sizes = end - first
+        place = torch.arange(int(sizes.max()), device=owner.device)
+        positions = first[:, None] + torch.minimum(place, sizes[:, None] - 1)
+        present = place < sizes[:, None]
+    else:
+        return None
+    answers = None
+    if epoch.known is not None and examples.known is not None:
+        example, answer = known_answers(examples.known, epoch.known[lines], examples.bounds[1])
+        keys = owner[example] * local.table.num_rows + answer
+        at = torch.searchsorted(local.keys, keys).clamp_(max=len(local.keys) - 1)
+        answers = example, torch.where(local.keys[at] == keys, at, -1)
+    points, at = local.parameter.points, local.lookups[number][lines]
+    return compared(points, positions, present, client, at, answers), positions.reshape(-1)
 
 
 def _step(
     task: Task,
     locals_: list[_Local],
     dense: Mapping[str, Parameter],
-    epoch: _Epoch,
+    examples: Examples,
+    epoch: Epoch,
     number: int,
-    bounds: tuple[int, int],
+    step: int,
     settings: LocalTraining,
     rate: float,
 ) -> Tensor:
     """One batch of every client that has one; returns the loss of its examples."""
-    start, stop = bounds
+    start, stop = epoch.steps[step], epoch.steps[step + 1]
     size = stop - start
-    rows = [local.lookups[number][start:stop].reshape(-1) for local in locals_]
     client = epoch.client[start:stop]
-    vectors = {}
-    for local, at in zip(locals_, rows, strict=True):
-        points = local.parameter.points
-        gathered = points.index_select(0, at).view(size, -1, points.shape[1])
-        vectors[local.table.name] = gathered.requires_grad_()
+    rows: dict[str, Tensor] = {}
+    vectors: dict[str, Tensor] = {}
+    candidates: dict[str, Candidates] = {}
+    for local in locals_:
+        name, points, at = local.table.name, local.parameter.points, local.lookups[number][start:stop]
+        rows[name] = at.reshape(-1)
+        vectors[name] = points.index_select(0, rows[name]).view(size, -1, points.shape[1]).requires_grad_()
+        found = _candidates(task, local, examples, epoch, number, step)
+        if found is not None:
+            candidates[name], positions = found
+            rows[name] = torch.cat((rows[name], positions))
     own = {d.name: dense[d.name].points.index_select(0, client).requires_grad_() for d in task.dense}
+    shaped = {d.name: own[d.name].view(size, *d.shape) for d in task.dense}
     batch = {name: column[start:stop] for name, column in epoch.columns.items()}
-    loss = task.loss(vectors, {d.name: own[d.name].view(size, *d.shape) for d in task.dense}, batch)
-    scale = epoch.scale[start:stop].to(loss.dtype)
-    gradients = torch.autograd.grad(loss, [*vectors.values(), *own.values()], scale)
-    for local, at, gradient in zip(locals_, rows, gradients, strict=False):
-        settings.optimizer.step(local.parameter, at, gradient.reshape(len(at), -1), rate)
-    for d, gradient in zip(task.dense, gradients[len(locals_) :], strict=True):
-        settings.optimizer.step(dense[d.name], client, gradient, rate)
+    if candidates and isinstance(task, ListwiseTask):
+        loss = task.loss(vectors, shaped, batch, candidates)
+    else:
+        loss = task.loss(vectors, shaped, batch)
+    wanted = [*vectors.values(), *own.values(), *(c.points for c in candidates.values())]
+    gradients = torch.autograd.grad(loss, wanted, epoch.scale[start:stop].to(loss.dtype))
+    of_vectors = dict(zip([*vectors, *own], gradients, strict=False))
+    of_candidates = dict(zip(candidates, gradients[len(of_vectors) :], strict=True))
+    for local in locals_:
+        name, width = local.table.name, local.parameter.points.shape[1]
+        gradient = of_vectors[name].reshape(-1, width)
+        if name in candidates:
+            gradient = torch.cat((gradient, of_candidates[name].reshape(-1, width)))
+        settings.optimizer.step(local.parameter, rows[name], gradient, rate)
+    for d in task.dense:
+        settings.optimizer.step(dense[d.name], client, of_vectors[d.name], rate)
     return loss.detach()
-
-
-def _to(epoch: _Epoch, device: torch.device) -> _Epoch:
-    if device.type == "cpu":
-        return epoch
-    columns = {name: column.to(device) for name, column in epoch.columns.items()}
-    return replace(epoch, columns=columns, client=epoch.client.to(device), scale=epoch.scale.to(device))
 
 
 def _row_updates(local: _Local, num_clients: int) -> RowUpdates:
     table, manifold = local.table, local.table.manifold
     trained = local.parameter.points
     values = manifold.to_frame(local.received, manifold.log(local.received, trained))
-    lookups = torch.cat([position.reshape(-1) for position in local.lookups])
+    lookups = torch.cat([position.reshape(-1) for position in (*local.lookups, *local.draws)])
     counts = torch.bincount(lookups, minlength=len(local.keys)).to(values.dtype)
-    starts = torch.arange(num_clients + 1, dtype=torch.int64) * table.num_rows
-    offsets = torch.searchsorted(local.keys, starts)
+    starts = torch.arange(num_clients + 1, dtype=torch.int64, device=local.keys.device) * table.num_rows
+    offsets = torch.searchsorted(local.keys, starts).cpu()
     rows = local.keys % table.num_rows if num_clients > 1 else local.keys
-    return RowUpdates(rows.to(values.device), values, counts, offsets)
+    return RowUpdates(rows, values, counts, offsets)
 
 
 def _train_chunk(
@@ -244,15 +231,21 @@ def _train_chunk(
     settings: LocalTraining,
     seed: int,
     round: int,
+    memory: OptimizerMemory | None,
 ) -> Updates:
     device = next((tensor.device for tensor in (*tables.values(), *dense.values())), torch.device("cpu"))
-    examples = _examples(task, shards, clients)
-    epochs = [_epoch(task, examples, settings, seed, round, e, clients) for e in range(settings.epochs)]
-    locals_ = [_gather(t, epochs, len(clients), tables, personal, seed, device) for t in task.tables]
-    epochs = [_to(epoch, device) for epoch in epochs]
+    examples = examples_of(task, shards, clients)
+    epochs = [
+        epoch_of(task, examples, settings.batch_size, seed, round, number, clients)
+        for number in range(settings.epochs)
+    ]
+    locals_ = [_gather(t, epochs, len(clients), tables, personal, seed, device, memory) for t in task.tables]
+    epochs = [to_device(epoch, device) for epoch in epochs]
     copies = {
         d.name: Parameter(
-            dense[d.name].reshape(1, -1).repeat(len(clients), 1), Euclidean(dense[d.name].dtype)
+            dense[d.name].reshape(1, -1).repeat(len(clients), 1),
+            Euclidean(dense[d.name].dtype),
+            {} if memory is None else memory.take(d.name, torch.arange(len(clients), device=device)),
         )
         for d in task.dense
     }
@@ -261,15 +254,20 @@ def _train_chunk(
     trained_on = torch.zeros(len(clients), dtype=torch.float64, device=device)
     for number, epoch in enumerate(epochs):
         losses = [
-            _step(task, locals_, copies, epoch, number, bounds, settings, rate)
-            for bounds in zip(epoch.steps[:-1], epoch.steps[1:], strict=True)
+            _step(task, locals_, copies, examples, epoch, number, step, settings, rate)
+            for step in range(len(epoch.steps) - 1)
         ]
         if losses:
             loss.scatter_add_(0, epoch.client, torch.cat(losses).double())
         trained_on += torch.bincount(epoch.client, minlength=len(clients))
+    if memory is not None:
+        for local in locals_:
+            memory.put(local.table.name, local.keys, local.parameter.state)
+        for name, copy in copies.items():
+            memory.put(name, torch.arange(len(clients), device=device), copy.state)
     for local in locals_:
         if not local.table.shared:
-            personal[local.table.name].put(local.keys, local.parameter.points.cpu())
+            personal[local.table.name].put(local.keys.cpu(), local.parameter.points.cpu())
     return Updates(
         clients=clients,
         tables={
@@ -284,6 +282,10 @@ def _train_chunk(
     )
 
 
+def _row_bytes(table: Table) -> int:
+    return table.manifold.num_coordinates(table.dim) * table.manifold.dtype.itemsize
+
+
 def _example_bytes(task: Task, shards: Shards, settings: LocalTraining) -> int:
     """Working memory that one example takes, measured on the first one."""
     if not shards.num_examples:
@@ -294,9 +296,21 @@ def _example_bytes(task: Task, shards: Shards, settings: LocalTraining) -> int:
     ids = task.lookup(batch)
     total = _EXAMPLE_OVERHEAD_BYTES + 8 * task.num_draws
     for table in task.tables:
-        row = table.manifold.num_coordinates(table.dim) * table.manifold.dtype.itemsize
-        total += ids[table.name].shape[1] * (24 + 3 * row)
+        total += ids[table.name].shape[1] * (24 + 3 * _row_bytes(table))
     return total * settings.epochs
+
+
+def _client_bytes(task: Task, shards: Shards, settings: LocalTraining) -> Int64:
+    """Working memory ``(clients,)`` that each client takes."""
+    sizes = shards.sizes
+    total = np.maximum(sizes, 1) * _example_bytes(task, shards, settings)
+    in_step = np.minimum(sizes, settings.batch_size) if settings.batch_size else sizes
+    for table, count in candidate_tables(task):
+        held = np.minimum(2 * sizes, table.num_rows)
+        most = held if count is None else np.full_like(sizes, min(count, table.num_rows))
+        steps = settings.epochs * -(-sizes // np.maximum(in_step, 1)) if count is not None else 1
+        total += in_step * most * _COMPARISON_BYTES + most * (3 * _row_bytes(table) + 24 * steps)
+    return total
 
 
 def train_cohort(
@@ -309,6 +323,7 @@ def train_cohort(
     settings: LocalTraining,
     seed: int,
     round: int,
+    memory: OptimizerMemory | None = None,
 ) -> Iterator[Updates]:
     """Trains every client of a cohort from the same tables; one ``Updates`` per chunk of clients.
 
@@ -322,14 +337,16 @@ def train_cohort(
         settings: Local training.
         seed: The run's seed.
         round: The round, from 1.
+        memory: Takes up the optimiser where the last call left it; for a cohort of one, always the same client.
 
     Yields:
         Updates of consecutive clients. How many are trained together does not change them.
     """
-    costs = np.maximum(shards.sizes, 1) * _example_bytes(task, shards, settings)
-    for start, stop in chunk_bounds(costs, settings.chunk_bytes):
+    for start, stop in chunk_bounds(_client_bytes(task, shards, settings), settings.chunk_bytes):
         part = shards.take(np.arange(start, stop, dtype=np.int64))
-        yield _train_chunk(task, tables, dense, personal, part, clients[start:stop], settings, seed, round)
+        yield _train_chunk(
+            task, tables, dense, personal, part, clients[start:stop], settings, seed, round, memory
+        )
 
 
 def concatenate(parts: list[Updates]) -> Updates:

@@ -1,4 +1,4 @@
-"""evaluate/hierarchy.py against an obvious slow version, the definition of distance, and scipy."""
+"""evaluate/hierarchy.py against an obvious slow version and the definition of distance."""
 
 import math
 import time
@@ -8,17 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from fedemb.data.closure import build_taxonomy
+from fedemb.data.partition import Subtree
 from fedemb.data.shards import Shards
-from fedemb.evaluate.hierarchy import (
-    Reconstruction,
-    average_precision,
-    norm_depth_correlation,
-    reconstruction,
-)
+from fedemb.data.synthetic import Synthetic
+from fedemb.data.wordnet import Mammals
+from fedemb.evaluate.choose import evaluation_for
+from fedemb.evaluate.direction import lower_is_better
+from fedemb.evaluate.hierarchy import Reconstruction, average_precision, reconstruction
+from fedemb.evaluate.tree import chain_order, distance_correlation, norm_depth_correlation, tree_pairs
 from fedemb.manifolds import Euclidean, Lorentz, Poincare
+from fedemb.tasks.hierarchical import Hierarchical
 from fedemb.types import Manifold, Taxonomy
 
 
@@ -187,17 +188,7 @@ def test_average_precision_of_some_pairs() -> None:
     np.testing.assert_allclose(precision, [np.nan, (1 + 2 / 5) / 2, np.nan, 1 / 4])
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=2, max_size=40))
-def test_norm_depth_correlation_is_spearmans(pairs: list[tuple[int, int]]) -> None:
-    radius, depth = np.array(pairs).T
-    taxonomy = Taxonomy(np.array([]), np.array([]), depth, np.array([], dtype=bool))
-    points = torch.from_numpy(np.stack([radius, np.zeros_like(radius)], axis=1))
-    ours = norm_depth_correlation(points, Euclidean(), taxonomy)
-    if len(set(radius.tolist())) == 1 or len(set(depth.tolist())) == 1:
-        assert math.isnan(ours)
-    else:
-        assert ours == pytest.approx(stats.spearmanr(radius, depth).statistic, abs=1e-12)
+METRICS = ["map", "mean_rank", "distance_correlation", "chain_order", "norm_depth_correlation"]
 
 
 def test_evaluation_per_client() -> None:
@@ -214,15 +205,130 @@ def test_evaluation_per_client() -> None:
     for clients in ([0, 1, 2, 3], [3, 1], [2]):
         result = evaluation({"node": points}, {}, np.array(clients))
         assert result.clients.tolist() == clients
-        assert set(result.metrics) == {"map", "mean_rank", "norm_depth_correlation"}
+        assert list(result.metrics) == METRICS
+        assert list(result.per_client) == ["map", "mean_rank"]
         assert result.metrics["map"] == pytest.approx(np.nanmean(precision))
         assert result.metrics["mean_rank"] == pytest.approx(rank.mean())
+        expected_tree = {
+            "distance_correlation": distance_correlation(points, Lorentz(), tree_pairs(taxonomy)),
+            "chain_order": chain_order(points, Lorentz(), taxonomy),
+            "norm_depth_correlation": norm_depth_correlation(points, Lorentz(), taxonomy),
+        }
+        assert {name: result.metrics[name] for name in expected_tree} == expected_tree
         for place, client in enumerate(clients):
             pairs = held[client]
             children = np.unique(taxonomy.child[pairs])
             expected = [precision[children].mean(), rank[pairs].mean()] if len(pairs) else [np.nan] * 2
             ours = [result.per_client[name][place] for name in ("map", "mean_rank")]
             np.testing.assert_allclose(ours, expected)
+
+
+def slow_links(distance: np.ndarray, taxonomy: Taxonomy, pairs: list[tuple[int, int]]) -> tuple[float, float]:
+    """Mean average precision and mean rank of these pairs alone, among nodes that are no ancestors at all."""
+    above: dict[int, set[int]] = {}
+    for child, parent in zip(taxonomy.child.tolist(), taxonomy.parent.tolist(), strict=True):
+        above.setdefault(child, set()).add(parent)
+    ranks: dict[int, list[int]] = {}
+    for child, parent in pairs:
+        others = set(range(len(taxonomy.depth))) - above[child] - {child}
+        nearer = sum(bool(distance[child, other] < distance[child, parent]) for other in others)
+        ranks.setdefault(child, []).append(1 + nearer)
+    precisions = []
+    for own in ranks.values():
+        # The i-th right answer stands behind i - 1 right ones and all the wrong ones before it.
+        precisions.append(np.mean([i / (i - 1 + rank) for i, rank in enumerate(sorted(own), start=1)]))
+    if not pairs:
+        return math.nan, math.nan
+    return float(np.mean(precisions)), float(np.mean([rank for own in ranks.values() for rank in own]))
+
+
+@pytest.mark.parametrize("space", [Euclidean(torch.float64), Poincare(), Lorentz()], ids=repr)
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_links(space: Manifold, split: str) -> None:
+    generator = np.random.default_rng(6)
+    taxonomy = random_taxonomy(generator, 50, 80)
+    points = random_points(space, generator, 50, 3.0)
+    distance = space.distance(points[:, None], points[None]).numpy()
+    far = generator.permutation(np.flatnonzero(~taxonomy.direct))
+    assert len(far) > 60
+    held = [far[:30], far[30:31], np.array([], dtype=np.int64), far[20:40]]  # ten at two clients
+    train = np.flatnonzero(taxonomy.direct)
+
+    def shards(parts: list[np.ndarray]) -> Shards:
+        lines = np.concatenate(parts)
+        columns = {"child": taxonomy.child[lines], "parent": taxonomy.parent[lines]}
+        return Shards(columns, np.cumsum([0] + [len(part) for part in parts]))
+
+    def pairs(lines: np.ndarray) -> list[tuple[int, int]]:
+        return list(zip(taxonomy.child[lines].tolist(), taxonomy.parent[lines].tolist(), strict=True))
+
+    known = shards([train, train[:3], train[3:9], np.array([], dtype=np.int64)])
+    plain = Reconstruction("node", space, taxonomy, known)
+    evaluation = Reconstruction("node", space, taxonomy, known, shards(held), split)
+    names = [("" if split == "test" else "validation_") + name for name in ("link_map", "link_mean_rank")]
+    for clients in ([0, 1, 2, 3], [3, 2], [1]):
+        result = evaluation({"node": points}, {}, np.array(clients))
+        assert list(result.metrics) == [*names, *METRICS], "links come first"
+        assert list(result.per_client) == [*names, "map", "mean_rank"]
+        ours = [result.metrics[name] for name in names]
+        np.testing.assert_allclose(ours, slow_links(distance, taxonomy, pairs(far[:40])), rtol=1e-12)
+        without = plain({"node": points}, {}, np.array(clients))
+        assert {name: result.metrics[name] for name in METRICS} == without.metrics
+        for name, values in without.per_client.items():
+            np.testing.assert_array_equal(result.per_client[name], values)
+        for place, client in enumerate(clients):
+            ours = [result.per_client[name][place] for name in names]
+            expected = slow_links(distance, taxonomy, pairs(held[client]))
+            np.testing.assert_allclose(ours, expected, rtol=1e-12)
+    assert [lower_is_better(name) for name in names] == [False, True]
+
+
+def test_a_perfect_embedding_has_perfect_links() -> None:
+    points, taxonomy = chain_points(Poincare())
+    lines = np.flatnonzero(~taxonomy.direct)
+    columns = {"child": taxonomy.child[lines], "parent": taxonomy.parent[lines]}
+    held_out = Shards(columns, np.array([0, len(lines)]))
+    result = Reconstruction("node", Poincare(), taxonomy, held_out, held_out)(
+        {"node": points}, {}, np.array([0])
+    )
+    assert (
+        result.metrics["link_map"] == result.metrics["link_mean_rank"] == result.metrics["chain_order"] == 1
+    )
+    nothing = Shards({name: column[:0] for name, column in columns.items()}, np.array([0, 0]))
+    result = Reconstruction("node", Poincare(), taxonomy, held_out, nothing)(
+        {"node": points}, {}, np.array([0])
+    )
+    assert math.isnan(result.metrics["link_map"])
+    assert math.isnan(result.per_client["link_mean_rank"][0])
+
+
+@pytest.mark.parametrize(
+    ("shares", "split", "num_pairs"),
+    [
+        ({}, None, 0),
+        ({"test_share": 0.2}, "test", 1072),
+        ({"validation_share": 0.1}, "validation", 536),
+        ({"test_share": 0.2, "validation_share": 0.1}, "test", 1072),
+    ],
+)
+def test_what_is_chosen(shares: dict[str, float], split: str | None, num_pairs: int) -> None:
+    data = Mammals(**shares).load(Subtree(5), 0)
+    evaluation = evaluation_for(Hierarchical.build(data, dim=2), data)
+    assert isinstance(evaluation, Reconstruction)
+    if split is None:
+        assert evaluation.held_out is None
+    else:
+        assert evaluation.held_out is data.held_out[split]
+        assert evaluation.held_out.num_examples == num_pairs
+        assert evaluation.split == split
+
+
+def test_events_over_a_tree_are_no_links() -> None:
+    data = Synthetic(structure="tree", num_clients=5, num_items=60).load(Subtree(1), 0)
+    assert data.held_out
+    evaluation = evaluation_for(Hierarchical.build(data, dim=2), data)
+    assert isinstance(evaluation, Reconstruction)
+    assert evaluation.held_out is None
 
 
 def test_wrong_input_is_refused() -> None:
@@ -232,6 +338,9 @@ def test_wrong_input_is_refused() -> None:
     shards = Shards({"child": np.array([0]), "parent": np.array([1])}, np.array([0, 1]))
     with pytest.raises(ValueError, match=r"in the taxonomy's closure, got \(0, 1\)"):
         Reconstruction("node", Euclidean(), taxonomy, shards)({"node": torch.zeros(2, 2)}, {}, np.array([0]))
+    two = Shards(shards.columns, np.array([0, 1, 1]))
+    with pytest.raises(ValueError, match="held-out pairs must have 1 clients like the shards, got 2"):
+        Reconstruction("node", Euclidean(), taxonomy, shards, two)
     edgeless = random_taxonomy(np.random.default_rng(0), 2, 0)
     with pytest.raises(ValueError, match="in the taxonomy's closure"):
         Reconstruction("node", Euclidean(), edgeless, shards)({"node": torch.zeros(2, 2)}, {}, np.array([0]))

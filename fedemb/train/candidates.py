@@ -1,0 +1,108 @@
+"""Rows that all examples of a client in a step are compared with: drawn for them, or all that the client holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedemb.data.shards import offsets_of
+from fedemb.seeds import stream_keys, uniforms
+from fedemb.types import Candidates, Int64, ListwiseTask, Table, Task
+
+
+def candidate_tables(task: Task) -> list[tuple[Table, int | None]]:
+    """The tables that a task compares its examples with rows of, and how many are drawn (None: all that are held)."""
+    wanted: Mapping[str, int | None] = task.candidates if isinstance(task, ListwiseTask) else {}
+    return [(table, wanted[table.name]) for table in task.tables if table.name in wanted]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Rows of a table drawn for every client and step of an epoch.
+
+    Attributes:
+        ids: ``(client steps, count)`` ascending in each; those of a step are together, clients ascending.
+        owner: ``(client steps,)`` whose copies of the rows they are.
+        bounds: ``(steps + 1,)`` where each step begins.
+    """
+
+    ids: Tensor
+    owner: Tensor
+    bounds: list[int]
+
+    def to(self, device: torch.device) -> Draw:
+        """The same rows elsewhere."""
+        return Draw(self.ids.to(device), self.owner.to(device), self.bounds)
+
+
+def draw_rows(
+    table: Table, count: int, num_batches: Int64, seed: int, round: int, epoch: int, clients: Int64
+) -> Draw:
+    """Rows drawn uniformly from a public distribution, anew for every client and step.
+
+    Stratified: one from each of ``count`` equal ranges of ids, so that hardly any comes twice and ``count`` of the
+    table's height are all rows.
+
+    Args:
+        table: Whose rows.
+        count: How many; at most the table's height are drawn.
+        num_batches: ``(clients,)`` steps of each client.
+        seed: The run's seed.
+        round: The round.
+        epoch: The epoch in this round.
+        clients: ``(clients,)`` ids.
+    """
+    count = min(count, table.num_rows)
+    client = np.repeat(np.arange(len(clients)), num_batches)
+    step = np.arange(len(client)) - np.repeat(offsets_of(num_batches)[:-1], num_batches)
+    order = np.lexsort((client, step))
+    client, step = client[order], step[order]
+    keys = stream_keys(seed, f"candidates/{table.name}", round, epoch, clients)[client]
+    uniform = uniforms(keys, count, step * count)
+    ids = ((np.arange(count) + uniform) * (table.num_rows / count)).astype(np.int64)
+    np.minimum(ids, table.num_rows - 1, out=ids)
+    owner = client if table.shared else clients[client]
+    bounds = offsets_of(np.bincount(step, minlength=int(num_batches.max(initial=0)))).tolist()
+    return Draw(torch.from_numpy(ids), torch.from_numpy(owner), bounds)
+
+
+def compared(
+    points: Tensor,
+    positions: Tensor,
+    present: Tensor,
+    client: Tensor,
+    at: Tensor,
+    answers: tuple[Tensor, Tensor] | None,
+) -> Candidates:
+    """Candidates at ``positions`` of a cohort's copy of a table.
+
+    Args:
+        points: ``(rows, coordinates)`` the copy.
+        positions: ``(clients, most)`` rows of each client, ascending where ``present``, filled up with the last.
+        present: ``(clients, most)``.
+        client: ``(examples,)`` row of ``positions`` that belongs to the example.
+        at: ``(examples, k)`` positions of the example's lookups.
+        answers: ``(known,)`` example and position of all that is known to be true, wherever it is; None: do not ask.
+    """
+    most, num_rows = positions.shape[1], len(points)
+    first = torch.arange(len(positions), device=positions.device)[:, None] * num_rows
+    flat = (positions + first).view(-1)  # ascending, for a copy's positions ascend and copies do not overlap
+
+    def place(example_client: Tensor, position: Tensor) -> Tensor:
+        wanted = example_client * num_rows + position
+        found = torch.searchsorted(flat, wanted).clamp_(max=len(flat) - 1)
+        return torch.where(flat[found] == wanted, found % most, -1)
+
+    known = None
+    if answers is not None:
+        example, position = answers
+        known = torch.zeros((len(client), most), dtype=torch.bool, device=points.device)
+        found = place(client[example], position)
+        hit = found >= 0
+        known[example[hit], found[hit]] = True
+    gathered = points.index_select(0, positions.reshape(-1)).view(*positions.shape, -1)
+    return Candidates(gathered.requires_grad_(), present, client, place(client[:, None], at), known)
