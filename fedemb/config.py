@@ -180,11 +180,16 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+_ABLATIONS = (
+    "ablations are added one by one, quoted within, as in '+ablations.flat=[\"task.manifold=euclidean\"]'"
+)
+
+
 def _unknown(key: str, overrides: Sequence[str]) -> str:
     """What to say of a key that is not there: who has it, or what it may have been meant to be."""
     group, dot, _ = key.partition(".")
     if group == "ablations":
-        return "ablations are added one by one, as in '+ablations.flat=[\"task.manifold=euclidean\"]'"
+        return _ABLATIONS
     valid = _valid_keys(overrides)
     if dot and group in _groups() and group != "experiment":
         having = [option for option in _options(group) if key in _option_keys(group, option)]
@@ -228,6 +233,8 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
             (what for pattern, what in _WRONG_KINDS if re.search(pattern, text)), "another kind of value"
         )
         return f"{found[1]} must be {kind}, got {found[2]!r}"
+    if any("ablations" in override for override in overrides) and "no viable alternative" in text:
+        return _ABLATIONS
     if found := re.search(r"(?:Error parsing override '|LexerNoViableAltException: )([^'\n]*)", text):
         return f"a setting must read key=value, got {found[1]!r}; put quotes around special characters: 'key=\"a<b\"'"
     if "Config group override must be a string or a list" in text:

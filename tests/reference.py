@@ -1,4 +1,7 @@
-"""The slow, obvious way: one client after another, one batch after another, autograd on full tables."""
+"""The slow, obvious way: one client after another, one batch after another, autograd on full tables.
+
+Candidates of a listwise loss are looked up again in every batch, all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from torch import Tensor
 
 from fedemb.data.shards import Shards
 from fedemb.seeds import bits, stream_keys, uniforms
+from fedemb.train.candidates import candidate_tables
 from fedemb.train.optimizers import SGD, Adagrad, Adam
 from fedemb.train.rows import LocalTraining
-from fedemb.types import Task
+from fedemb.types import Candidates, Table, Task
 
 
 @dataclass
@@ -50,6 +54,38 @@ def _step_rows(settings: LocalTraining, manifold, points, gradient, touched, sta
         points[row] = manifold.project(manifold.exp(x, manifold.from_frame(x, -rate * step)))
 
 
+def _drawn(table: Table, count: int, step: int, seed: int, round: int, epoch: int, client: int) -> list[int]:
+    """One row from each of ``count`` equal ranges of a table."""
+    count = min(count, table.num_rows)
+    key = stream_keys(seed, f"candidates/{table.name}", round, epoch, client)
+    numbers = uniforms(key, count, step * count)[0]
+    return [min(int((n + u) * table.num_rows / count), table.num_rows - 1) for n, u in enumerate(numbers)]
+
+
+def _candidates(
+    leaves: dict[str, Tensor],
+    rows: dict[str, list[int]],
+    ids: dict[str, Tensor],
+    known: list[set[int]] | None,
+) -> dict[str, Candidates]:
+    """These rows of each table beside the lookups of a batch; ``known``: true answers of each example."""
+    found = {}
+    for name, ours in rows.items():
+        place = torch.tensor(
+            [[ours.index(i) if i in ours else -1 for i in line] for line in ids[name].tolist()]
+        )
+        present = torch.tensor([[row not in ours[:n] for n, row in enumerate(ours)]])
+        true = None
+        if known is not None:
+            first = [row not in ours[:n] for n, row in enumerate(ours)]
+            true = torch.tensor(
+                [[row in k and new for row, new in zip(ours, first, strict=True)] for k in known]
+            )
+        client = torch.zeros(len(place), dtype=torch.int64)
+        found[name] = Candidates(leaves[name][ours][None], present, client, place, true)
+    return found
+
+
 def train_client(
     task: Task,
     tables: dict[str, Tensor],
@@ -72,6 +108,7 @@ def train_client(
     columns = {name: torch.from_numpy(np.asarray(c)) for name, c in shard.columns.items()}
     n, total, seen = shard.num_examples, 0.0, 0
     rate = settings.rate(round)
+    epochs, known = [], None
     for epoch in range(settings.epochs):
         key = stream_keys(seed, "sample", round, epoch, client)
         draws = torch.zeros((n, task.num_draws), dtype=torch.float64)
@@ -84,17 +121,27 @@ def train_client(
             pairs = {
                 (int(columns[e.query][i]) if e.query else 0, int(columns[e.answer][i])) for i in range(n)
             }
-            candidates = batch[e.candidates]
-            batch["known"] = torch.tensor(
-                [
-                    [(int(columns[e.query][i]) if e.query else 0, int(c)) in pairs for c in candidates[i]]
-                    for i in range(n)
-                ]
-            ).reshape(candidates.shape)
+            queries = [int(columns[e.query][i]) if e.query else 0 for i in range(n)]
+            if e.candidates is not None:
+                candidates = batch[e.candidates]
+                batch["known"] = torch.tensor(
+                    [[(queries[i], int(c)) in pairs for c in candidates[i]] for i in range(n)]
+                ).reshape(candidates.shape)
+            else:
+                known = [{answer for query, answer in pairs if query == queries[i]} for i in range(n)]
         keep = batch.pop("keep", torch.ones(n, dtype=torch.bool))
         shuffle = stream_keys(seed, "shuffle", round, epoch, client)
         order = [i for i in range(n) if keep[i]]
         order.sort(key=lambda i: int(bits(shuffle, 1, i)[0, 0]))
+        epochs.append((batch, order))
+    held = {}
+    for table, count in candidate_tables(task):
+        if count is None:
+            ids = [
+                task.lookup({n: c[order] for n, c in batch.items()})[table.name] for batch, order in epochs
+            ]
+            held[table.name] = sorted({int(i) for part in ids for i in part.flatten()})
+    for epoch, (batch, order) in enumerate(epochs):
         size = settings.batch_size or max(1, len(order))
         for start in range(0, len(order), size):
             lines = torch.tensor(order[start : start + size])
@@ -104,13 +151,24 @@ def train_client(
             ids = task.lookup(part)
             vectors = {name: leaves[name][ids[name]] for name in points}
             expanded = {name: v.expand(len(lines), *v.shape) for name, v in dense_leaves.items()}
-            loss = task.loss(vectors, expanded, part)
+            rows = dict(held)
+            for table, count in candidate_tables(task):
+                if count is not None:
+                    rows[table.name] = _drawn(table, count, start // size, seed, round, epoch, client)
+                    counts[table.name] += torch.bincount(
+                        torch.tensor(rows[table.name]), minlength=table.num_rows
+                    )
+            if rows:
+                own_known = None if known is None else [known[i] for i in lines.tolist()]
+                loss = task.loss(vectors, expanded, part, _candidates(leaves, rows, ids, own_known))
+            else:
+                loss = task.loss(vectors, expanded, part)
             total += float(loss.detach().sum())
             seen += len(lines)
             weights = part["weight"] if "weight" in part else torch.ones_like(loss)
             (loss * weights / len(lines)).sum().backward()
             for name in points:
-                touched = sorted(set(ids[name].flatten().tolist()))
+                touched = sorted({*ids[name].flatten().tolist(), *rows.get(name, [])})
                 counts[name] += torch.bincount(ids[name].flatten(), minlength=len(points[name]))
                 with torch.no_grad():
                     _step_rows(

@@ -10,6 +10,7 @@ from fedemb.evaluate.pairs import PairClassification
 from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
 from fedemb.evaluate.ranking import Ranking, history_before
 from fedemb.evaluate.triples import LinkPrediction
+from fedemb.tasks.hierarchical import Hierarchical
 from fedemb.types import Dataset, Evaluation, Int64, LinkPredictor, Recommender, Task
 
 REFERENCES = ("popularity", "recent_popularity", "own_repeats", "item_cosine")
@@ -29,8 +30,9 @@ def evaluation_for(task: Task, dataset: Dataset) -> Evaluation | None:
         table = task.tables[0]
         # Held-out events over a tree (data=synthetic) repeat pairs of training: these are no links.
         links = dataset.held_out[split] if split and "time" not in columns else None
+        curvature = task.learnt_curvature if isinstance(task, Hierarchical) else None
         return Reconstruction(
-            table.name, table.manifold, dataset.taxonomy, dataset.train, links, split or "test"
+            table.name, table.manifold, dataset.taxonomy, dataset.train, links, split or "test", curvature
         )
     if split is None or not dataset.held_out[split].num_examples:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,6 +87,7 @@ class Reconstruction:
         shards: Columns ``child`` and ``parent``: which client holds which pairs of the closure.
         held_out: The same of the pairs that are not for training; None: nothing is held out.
         split: Names the metrics of links: those of another split than ``test`` begin with its name.
+        curvature: The learnt curvature, from dense parameters; None, or a function that gives None: it is fixed.
         block_bytes: See ``reconstruction``.
     """
 
@@ -96,6 +97,7 @@ class Reconstruction:
     shards: Shards
     held_out: Shards | None = None
     split: str = "test"
+    curvature: Callable[[Mapping[str, Tensor]], float | None] | None = None
     block_bytes: int = 1 << 24
 
     def __post_init__(self) -> None:
@@ -133,6 +135,9 @@ class Reconstruction:
             "chain_order": chain_order(points, space, taxonomy),
             "norm_depth_correlation": norm_depth_correlation(points, space, taxonomy),
         }
+        curvature = self.curvature(tables) if self.curvature else None
+        if curvature is not None:
+            metrics["curvature"] = curvature
         shards = self.shards.take(clients)
         child, owners = np.asarray(shards.columns["child"]), shards.owners()
         num_nodes = len(precision)

@@ -145,6 +145,16 @@ def best_threshold(scores: Float, labels: npt.NDArray[np.bool_]) -> float:
     return float((below + above) / 2)
 
 
+def _best_thresholds(group: Int64, scores: Float, labels: npt.NDArray[np.bool_], num_groups: int) -> Float:
+    """The best threshold of each group ``(num_groups,)``; NaN where it has no triples."""
+    thresholds = np.full(num_groups, np.nan)
+    order, sizes = np.argsort(group, kind="stable"), np.bincount(group, minlength=num_groups)
+    for key, end in zip(np.flatnonzero(sizes), np.cumsum(sizes)[sizes > 0], strict=True):
+        lines = order[end - sizes[key] : end]
+        thresholds[key] = best_threshold(scores[lines], labels[lines])
+    return thresholds
+
+
 def _labelled(
     positive: tuple[Int64, Float], negative: tuple[Int64, Float]
 ) -> tuple[Int64, Float, npt.NDArray[np.bool_]]:
@@ -161,7 +171,8 @@ class LinkPrediction:
     validation and test, whoever holds them. ``fede_mrr`` and ``fede_hits@10`` follow the protocol of FedE, and are
     not comparable: only tails are asked for, only entities of the client's own triples are ranked, and only its own
     triples are left out. ``accuracy`` and ``f1``: a triple is taken for true if its score is above the threshold of
-    its relation at its client, which is the best one on the validation triples.
+    its relation at its client, which is the best one on the validation triples; of all relations there, where that
+    one has no validation triples. A client without any is left out.
 
     A client counts as often as it has triples. Clients need nothing but their own triples for FedE's numbers and the
     labelled triples; the filter of the standard ones knows all.
@@ -307,17 +318,14 @@ class LinkPrediction:
             _labelled(*scored[:2]),
             _labelled(*scored[2:]),
         )
-        thresholds = np.full(len(clients) * self._num_relations, np.nan)
-        order = np.argsort(group, kind="stable")
-        different, starts = np.unique(group[order], return_index=True)
-        for key, lines in zip(
-            different, np.split(order, starts[1:]), strict=True
-        ):  # few relations of few clients
-            thresholds[key] = best_threshold(value[lines], label[lines])
-        if len(value):  # a relation without validation triples: the threshold of all
-            thresholds[np.isnan(thresholds)] = best_threshold(value, label)
+        num_relations = self._num_relations
+        thresholds = _best_thresholds(group, value, label, len(clients) * num_relations)
+        of_client = _best_thresholds(group // num_relations, value, label, len(clients))
+        thresholds = np.where(np.isnan(thresholds), np.repeat(of_client, num_relations), thresholds)
+        known = ~np.isnan(thresholds[test_group])
+        test_group, test_value, test_label = test_group[known], test_value[known], test_label[known]
         taken = test_value > thresholds[test_group]
-        client = test_group // self._num_relations
+        client = test_group // num_relations
         hit = np.bincount(client[taken & test_label], minlength=len(clients))
         wrong = np.bincount(client[taken != test_label], minlength=len(clients))
         total = np.bincount(client, minlength=len(clients))
@@ -330,8 +338,9 @@ class LinkPrediction:
     def _scored(
         self, triples: Shards, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor]
     ) -> tuple[Int64, Float]:
-        """Client and relation of each triple as one number, and its score, asked for the tail."""
+        """Client and relation of each triple as one number, and its score, asked for the tail; always a number."""
         questions = Questions.of(triples)
         tails = questions.select(slice(0, None, 2))
         scores = self._scores(tails, tables, personal, tails.answer[:, None])[:, 0]
-        return tails.client * self._num_relations + tails.relation, scores.double().cpu().numpy()
+        scores = scores.nan_to_num_(nan=torch.finfo(scores.dtype).min).double()
+        return tails.client * self._num_relations + tails.relation, scores.cpu().numpy()

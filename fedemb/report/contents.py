@@ -45,8 +45,7 @@ def results(summary: Mapping[str, Any]) -> Sheet | None:
         (spoken(model), tuple(_cell(metrics.get(name), best[name]) for name in names))
         for model, metrics in models.items()
     )
-    arrows = tuple(f"{name} {'↓' if lower_is_better(name) else '↑'}" for name in names)
-    return Sheet(("", *arrows), rows)
+    return Sheet(("", *map(with_arrow, names)), rows)
 
 
 def spreads(summary: Mapping[str, Any]) -> Sheet | None:
@@ -128,3 +127,12 @@ def _cell(value: float | None, best: float | None) -> Cell:
 def spoken(model: str) -> str:
     """What to call a model."""
     return "local-only" if model == "local_only" else model.replace("_", " ")
+
+
+def with_arrow(metric: str) -> str:
+    """A metric's name, and which way it is better.
+
+    >>> with_arrow("map"), with_arrow("mean_rank")
+    ('map ↑', 'mean_rank ↓')
+    """
+    return f"{metric} {'↓' if lower_is_better(metric) else '↑'}"

@@ -10,12 +10,15 @@ import numpy as np
 from torch import Tensor
 
 from fedemb.report.branches import branches
+from fedemb.report.clients import compared, gains
+from fedemb.report.contents import FEDERATED
 from fedemb.report.disk import poincare_disk
 from fedemb.report.html import write_report
 from fedemb.report.metrics_log import read_metrics
+from fedemb.report.phases import phase_colours
 from fedemb.report.plots import convergence
 from fedemb.report.projection import to_disk
-from fedemb.types import Dataset, Table
+from fedemb.types import Dataset, Evaluated, Table
 
 _MOST_NODES = 100_000
 
@@ -26,9 +29,13 @@ def draw(
     dataset: Dataset,
     tables: tuple[Table, ...],
     points: Mapping[str, Tensor],
+    models: Mapping[str, Evaluated],
     config: str,
 ) -> None:
-    """Writes ``convergence.png``, ``disk.png`` for a hyperbolic taxonomy that can be drawn, and ``report.html``.
+    """Writes ``convergence.png``, ``clients.png`` where clients were measured, ``disk.png`` for a hyperbolic
+    taxonomy that can be drawn, and ``report.html``.
+
+    Pictures that an earlier part of the run left go.
 
     Args:
         folder: The run folder, with its metrics.
@@ -36,10 +43,17 @@ def draw(
         dataset: What was learnt from.
         tables: The shared tables.
         points: Their rows.
+        models: The federated model and what stands beside it, measured.
         config: The composed configuration as YAML.
     """
-    plots = [folder / "convergence.png", folder / "disk.png"]
-    convergence(read_metrics(folder), plots[0])
+    plots = [folder / "convergence.png", folder / "clients.png", folder / "disk.png"]
+    for plot in plots:
+        plot.unlink(missing_ok=True)
+    metrics = read_metrics(folder)
+    convergence(metrics, plots[0])
+    colours = phase_colours([*(str(line.get("phase", FEDERATED)) for line in metrics), *models])
+    if found := compared(models):
+        gains(found, colours, dataset.train.sizes, dataset.clients, plots[1])
     main = tables[0]
     taxonomy = dataset.taxonomy
     if taxonomy is not None and main.manifold.curvature < 0 and main.num_rows <= _MOST_NODES:
@@ -51,6 +65,6 @@ def draw(
             names = vocabulary.to_list()
             edges = np.stack([taxonomy.child[taxonomy.direct], taxonomy.parent[taxonomy.direct]], axis=1)
             poincare_disk(
-                shown.points, edges, names, labels, [names[root] for root in roots], plots[1], shown.note
+                shown.points, edges, names, labels, [names[root] for root in roots], plots[2], shown.note
             )
     write_report(folder, summary, config, plots)

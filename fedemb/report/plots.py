@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from fedemb.report.canvas import COLOURS, INK, MUTED, as_written, axes, figure, save
+from fedemb.report.canvas import INK, MUTED, as_written, axes, figure, save
 from fedemb.report.contents import FEDERATED, spoken
 from fedemb.report.metrics_log import evaluation_metrics
+from fedemb.report.phases import phase_colours
 
-_ORDER = (FEDERATED, "centralized", "local_only")
 _MARKED_POINTS = 40
 
 
@@ -31,8 +31,10 @@ def convergence(metrics: Sequence[Mapping[str, Any]], path: Path, metric: str | 
     names = [name for line in metrics for name in evaluation_metrics(line)]
     metric = metric or (names[0] if names else None)
     rounds = _rounds(metrics)
-    phases = sorted({str(line.get("phase", FEDERATED)) for line in metrics}, key=_place)
-    panels = [name for name in (metric, "loss") if name and any(_points(metrics, p, name, 1) for p in phases)]
+    colours = phase_colours(str(line.get("phase", FEDERATED)) for line in metrics)
+    panels = [
+        name for name in (metric, "loss") if name and any(_points(metrics, p, name, 1) for p in colours)
+    ]
     if not panels:
         return False
     made = figure(7.2, 2.9 * len(panels) + 0.4)
@@ -40,7 +42,7 @@ def convergence(metrics: Sequence[Mapping[str, Any]], path: Path, metric: str | 
     for number, name in enumerate(panels, start=1):
         panel = axes(made, len(panels), 1, number, sharex=first)
         first = first or panel
-        for colour, phase in zip(_colours(phases), phases, strict=True):
+        for phase, colour in colours.items():
             _draw(panel, _points(metrics, phase, name, rounds), colour, spoken(phase), rounds)
         panel.set_title(name.replace("_", " "), loc="left", fontsize=10.5, color=INK, parse_math=False)
         panel.set_xlim(0, rounds)
@@ -83,14 +85,3 @@ def _draw(panel: Any, points: Sequence[tuple[float, float]], colour: str, label:
         return
     marker = "o" if len(x) <= _MARKED_POINTS else None
     panel.plot(x, y, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=label, clip_on=False)
-
-
-def _place(phase: str) -> tuple[int, str]:
-    return (_ORDER.index(phase) if phase in _ORDER else len(_ORDER), phase)
-
-
-def _colours(phases: Sequence[str]) -> list[str]:
-    """Blue is federated, whatever else is there."""
-    known = dict(zip(_ORDER, COLOURS, strict=False))
-    others = iter(COLOURS[len(_ORDER) :] * (1 + len(phases)))
-    return [known[phase] if phase in known else next(others) for phase in phases]

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedemb.build import build
+from fedemb.build import Parts, build
 from fedemb.config import compose_config
 from fedemb.errors import DataError, SettingError
 from fedemb.run.training import Trained, train_with_runner
@@ -18,7 +18,7 @@ _OF_THE_RUN = ("resume=null", "checkpoint_every=0", "baselines=[]")
 
 
 def check_ablations(config: DictConfig, overrides: Sequence[str], taken: Sequence[str]) -> None:
-    """Refuses ablations that cannot be composed, or whose name is taken, before anything is trained.
+    """Refuses ablations that cannot be built, or whose name is taken, before anything is trained.
 
     Raises:
         SettingError: If there is one.
@@ -28,15 +28,16 @@ def check_ablations(config: DictConfig, overrides: Sequence[str], taken: Sequenc
             raise SettingError(f"ablations must have names of their own, got {name!r}")
         if config.runner.name == "deployment":
             raise SettingError("ablations need runner=in_process or simulation: nodes are set up for one run")
-        _composed(str(name), changes, overrides)
+        _built(str(name), changes, overrides)
 
 
-def _composed(name: str, changes: Any, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+def _built(name: str, changes: Any, overrides: Sequence[str]) -> tuple[Parts, DictConfig, list[str]]:
     given = [*overrides, *map(str, changes), *_OF_THE_RUN]
     try:
-        return compose_config(given), given
-    except SettingError as error:
-        raise SettingError(f"ablations.{name}: {error}") from error
+        config = compose_config(given)
+        return build(config), config, given
+    except (SettingError, DataError) as error:
+        raise type(error)(f"ablations.{name}: {error}") from error
 
 
 def ablation(
@@ -54,11 +55,7 @@ def ablation(
     Raises:
         SettingError: If the changed settings do not fit together.
     """
-    changed, given = _composed(name, config.ablations[name], overrides)
-    try:
-        parts = build(changed)
-    except (SettingError, DataError) as error:
-        raise type(error)(f"ablations.{name}: {error}") from error
+    parts, changed, given = _built(name, config.ablations[name], overrides)
     trained = Trained(*parts.initial())
 
     def tell(line: Mapping[str, Any]) -> None:

@@ -257,5 +257,6 @@ def finish(
     )
     text = json.dumps(summary, indent=2)
     write_atomically(folder / "summary.json", lambda path: path.write_text(text))
-    draw(folder, summary, parts.dataset, parts.shared, trained.tables, OmegaConf.to_yaml(config))
+    measured = {"federated": trained.evaluated, **baselines} if trained.evaluated else dict(baselines)
+    draw(folder, summary, parts.dataset, parts.shared, trained.tables, measured, OmegaConf.to_yaml(config))
     return summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,10 @@ from fedemb.tasks.listwise import Blocks, not_looked_up
 from fedemb.tasks.noise import uniform_ids
 from fedemb.types import Batch, Candidates, Dataset, Dense, Exclusion, Table
 
+# The parameter that learns the scale counts in units of this: a step of the points' learning rate, which is
+# large, then moves the scale of all distances by less than a per cent.
+SCALE_STEP = 0.02
+
 
 @dataclass(frozen=True)
 class Hierarchical:
@@ -28,6 +33,10 @@ class Hierarchical:
     are left out. ``shared_negatives`` draws them once for all examples of a client in a step: distances are then
     a matrix product, and many more negatives cost less.
 
+    With ``learn_scale`` all distances are ``k`` times as long, k a dense parameter that is learnt beside the points. In
+    hyperbolic space that is a learnt curvature: the space of curvature ``c`` with distances k times as long is that
+    of curvature ``c / k^2``, and points keep their coordinates.
+
     Attributes:
         num_nodes: Height of the table.
         dim: Dimensions.
@@ -37,6 +46,7 @@ class Hierarchical:
         shared_negatives: Whether all examples of a client in a step have the same negatives.
         init_scale: Rows start uniform in a cube of this half width around the origin.
         exclude_known: Leaves out negatives that the client knows to be ancestors.
+        learn_scale: Whether the scale of distances is learnt: ``curvature`` is then where it begins.
 
     Reference: Nickel, Kiela, "Poincaré Embeddings for Learning Hierarchical Representations", NeurIPS
     2017, eq. (5). There negatives never are ancestors; here a client leaves out those it knows.
@@ -50,6 +60,7 @@ class Hierarchical:
     init_scale: float = 1e-3
     exclude_known: bool = True
     shared_negatives: bool = False
+    learn_scale: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dim", "negatives"):
@@ -79,7 +90,13 @@ class Hierarchical:
 
     @property
     def dense(self) -> tuple[Dense, ...]:
-        return ()
+        return (Dense("log_scale", ()),) if self.learn_scale else ()
+
+    def learnt_curvature(self, dense: Mapping[str, Tensor]) -> float | None:
+        """The curvature that was learnt; None where it is fixed, or the space flat."""
+        if not self.learn_scale or self.manifold == "euclidean":
+            return None
+        return self.curvature * math.exp(-2 * SCALE_STEP * float(dense["log_scale"]))
 
     @property
     def num_draws(self) -> int:
@@ -117,9 +134,12 @@ class Hierarchical:
         candidates: Mapping[str, Candidates] | None = None,
     ) -> Tensor:
         nodes, space = vectors["node"], self.tables[0].manifold
+        scale = torch.exp(SCALE_STEP * dense["log_scale"]).to(nodes) if self.learn_scale else None
         if candidates:
-            return self._listwise_loss(nodes, candidates["node"])
+            return self._listwise_loss(nodes, candidates["node"], scale)
         logits = -space.distance(nodes[:, :1], nodes[:, 1:])
+        if scale is not None:
+            logits = logits * scale[:, None]
         negatives = batch["negatives"]
         false = (negatives == batch["child"][:, None]) | (negatives == batch["parent"][:, None])
         if "known" in batch:
@@ -127,10 +147,13 @@ class Hierarchical:
         logits = torch.cat((logits[:, :1], logits[:, 1:].masked_fill(false, float("-inf"))), dim=1)
         return torch.logsumexp(logits, dim=1) - logits[:, 0]
 
-    def _listwise_loss(self, nodes: Tensor, drawn: Candidates) -> Tensor:
+    def _listwise_loss(self, nodes: Tensor, drawn: Candidates, scale: Tensor | None) -> Tensor:
         space, blocks = self.tables[0].manifold, Blocks.of(drawn)
         negative = blocks.fill(not_looked_up(drawn))
-        others = sum_exp_distances(space, blocks.fill(nodes[:, 0]), drawn.points, negative)
+        scales = None if scale is None else blocks.fill(scale)
+        others = sum_exp_distances(space, blocks.fill(nodes[:, 0]), drawn.points, negative, scales)
         true = space.distance(nodes[:, 0], nodes[:, 1])
+        if scale is not None:
+            true = true * scale
         log_others = blocks.take(others).clamp_min(torch.finfo(others.dtype).tiny).log()
         return torch.logaddexp(-true, log_others) + true

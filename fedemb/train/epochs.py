@@ -111,6 +111,12 @@ def epoch_of(
     scale = torch.from_numpy(1.0 / batch_sizes)
     if "weight" in columns:
         scale = scale * columns["weight"]
+    if "owner" in columns and any(
+        not table.shared and count is not None for table, count in candidate_tables(task)
+    ):
+        raise ValueError(
+            "candidates of a personal table must not be drawn for pooled data: whose would they be?"
+        )
     sizes = np.diff(offsets)
     num_batches = -(-sizes // batch_size) if batch_size else np.minimum(sizes, 1)
     return Epoch(

@@ -73,7 +73,14 @@ class OptimizerMemory:
 class LocalOptimizer(Protocol):
     """One step on the rows of a batch."""
 
-    def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+    def step(
+        self,
+        parameter: Parameter,
+        rows: Tensor,
+        gradient: Tensor,
+        learning_rate: float,
+        max_step: float | None = None,
+    ) -> None:
         """Moves ``parameter.points`` in place.
 
         Args:
@@ -81,6 +88,7 @@ class LocalOptimizer(Protocol):
             rows: ``(lookups,)`` positions in ``points``; may repeat.
             gradient: ``(lookups, coordinates)`` of the summed loss, with respect to coordinates.
             learning_rate: Step size.
+            max_step: Largest distance that a row moves; None: no bound.
         """
         ...
 
@@ -99,8 +107,17 @@ def _summed(parameter: Parameter, rows: Tensor, gradient: Tensor) -> tuple[Tenso
     return unique, add_rows_(total, position, gradient)
 
 
-def _move(parameter: Parameter, rows: Tensor, start: Tensor, frame_step: Tensor) -> None:
+def _shortening(length: Tensor, longest: float) -> Tensor:
+    """Factors ``(rows, 1)`` that make these steps no longer than that."""
+    return (longest / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0).unsqueeze(1)
+
+
+def _move(
+    parameter: Parameter, rows: Tensor, start: Tensor, frame_step: Tensor, max_step: float | None
+) -> None:
     manifold = parameter.manifold
+    if max_step is not None:
+        frame_step = frame_step * _shortening(frame_step.norm(dim=1), max_step)
     end = manifold.project(manifold.exp(start, manifold.from_frame(start, frame_step)))
     parameter.points[rows] = end
 
@@ -112,14 +129,23 @@ class SGD:
     Reference: Bonnabel, "Stochastic gradient descent on Riemannian manifolds", IEEE TAC 2013, eq. (2).
     """
 
-    def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+    def step(
+        self,
+        parameter: Parameter,
+        rows: Tensor,
+        gradient: Tensor,
+        learning_rate: float,
+        max_step: float | None = None,
+    ) -> None:
         manifold = parameter.manifold
-        if isinstance(manifold, Euclidean):
+        if isinstance(manifold, Euclidean) and max_step is None:
             add_rows_(parameter.points, rows, gradient * -learning_rate)
             return
         unique, total = _summed(parameter, rows, gradient)
         start = parameter.points.index_select(0, unique)
-        tangent = manifold.riemannian_gradient(start, total).mul_(-learning_rate)
+        tangent = manifold.riemannian_gradient(start, total) * -learning_rate
+        if max_step is not None:
+            tangent = tangent * _shortening(manifold.norm(start, tangent), max_step)
         parameter.points[unique] = manifold.project(manifold.exp(start, tangent))
 
 
@@ -136,7 +162,14 @@ class Adagrad:
         if not self.epsilon > 0:
             raise ValueError(f"train.optimizer.epsilon must be > 0, got {self.epsilon}; 1e-10 is usual")
 
-    def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+    def step(
+        self,
+        parameter: Parameter,
+        rows: Tensor,
+        gradient: Tensor,
+        learning_rate: float,
+        max_step: float | None = None,
+    ) -> None:
         unique, total = _summed(parameter, rows, gradient)
         start = parameter.points.index_select(0, unique)
         manifold = parameter.manifold
@@ -144,7 +177,8 @@ class Adagrad:
         squares = _state(parameter, "squares", frame.shape[1])
         grown = squares.index_select(0, unique).addcmul_(frame, frame)
         squares[unique] = grown
-        _move(parameter, unique, start, frame.div_(grown.sqrt_().add_(self.epsilon)).mul_(-learning_rate))
+        step = frame.div_(grown.sqrt_().add_(self.epsilon)).mul_(-learning_rate)
+        _move(parameter, unique, start, step, max_step)
 
 
 @dataclass(frozen=True)
@@ -166,7 +200,14 @@ class Adam:
         if not self.epsilon > 0:
             raise ValueError(f"train.optimizer.epsilon must be > 0, got {self.epsilon}; 1e-8 is usual")
 
-    def step(self, parameter: Parameter, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
+    def step(
+        self,
+        parameter: Parameter,
+        rows: Tensor,
+        gradient: Tensor,
+        learning_rate: float,
+        max_step: float | None = None,
+    ) -> None:
         unique, total = _summed(parameter, rows, gradient)
         start = parameter.points.index_select(0, unique)
         manifold = parameter.manifold
@@ -178,12 +219,8 @@ class Adam:
         t = age.index_select(0, unique).add_(1)
         mean[unique], square[unique], age[unique] = m, v, t
         corrected = v.div_(1 - torch.pow(self.beta2, t)).sqrt_().add_(self.epsilon)
-        _move(
-            parameter,
-            unique,
-            start,
-            m.div_(1 - torch.pow(self.beta1, t)).div_(corrected).mul_(-learning_rate),
-        )
+        step = m.div_(1 - torch.pow(self.beta1, t)).div_(corrected).mul_(-learning_rate)
+        _move(parameter, unique, start, step, max_step)
 
 
 OPTIMIZERS: Mapping[str, type[SGD] | type[Adagrad] | type[Adam]] = {

@@ -16,7 +16,7 @@ lines, and a client's result does not depend on its company.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class LocalTraining:
         learning_rate: Step size on the mean loss of a batch.
         burn_in_rounds: First rounds, with ``learning_rate * burn_in_factor``.
         burn_in_factor: See above.
+        max_step: Largest distance that a row of a table moves in a step; None: no bound.
         chunk_bytes: Clients are trained together as far as this much working memory reaches.
         fine_tune_epochs: Passes over its own data that a client adds before its own copy is measured.
     """
@@ -57,6 +58,7 @@ class LocalTraining:
     learning_rate: float
     burn_in_rounds: int = 0
     burn_in_factor: float = 1.0
+    max_step: float | None = None
     chunk_bytes: int = 1 << 28
     fine_tune_epochs: int = 1
 
@@ -69,6 +71,9 @@ class LocalTraining:
         for name in ("learning_rate", "burn_in_factor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"train.{name} must be a positive number, got {getattr(self, name)}")
+
+        if self.max_step is not None and not 0 < self.max_step < float("inf"):
+            raise ValueError(f"train.max_step must be a positive number or null, got {self.max_step}")
 
     def rate(self, round: int) -> float:
         """Learning rate in ``round`` (the first one is 1)."""
@@ -203,7 +208,7 @@ def _step(
         gradient = of_vectors[name].reshape(-1, width)
         if name in candidates:
             gradient = torch.cat((gradient, of_candidates[name].reshape(-1, width)))
-        settings.optimizer.step(local.parameter, rows[name], gradient, rate)
+        settings.optimizer.step(local.parameter, rows[name], gradient, rate, settings.max_step)
     for d in task.dense:
         settings.optimizer.step(dense[d.name], client, of_vectors[d.name], rate)
     return loss.detach()
@@ -241,6 +246,8 @@ def _train_chunk(
     ]
     locals_ = [_gather(t, epochs, len(clients), tables, personal, seed, device, memory) for t in task.tables]
     epochs = [to_device(epoch, device) for epoch in epochs]
+    if examples.known is not None:
+        examples = replace(examples, known=examples.known.to(device))
     copies = {
         d.name: Parameter(
             dense[d.name].reshape(1, -1).repeat(len(clients), 1),

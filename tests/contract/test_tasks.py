@@ -34,16 +34,20 @@ from fedemb.stages.clip import Clip
 from fedemb.stages.weight import WEIGHTS, Weight
 from fedemb.tasks.factorization import Factorization
 from fedemb.tasks.hierarchical import Hierarchical
+from fedemb.tasks.knowledge_graph import KnowledgeGraph
 from fedemb.tasks.skipgram import Skipgram
+from fedemb.train.candidates import candidate_tables
 from fedemb.train.initial import initial_dense, initial_table
 from fedemb.train.optimizers import SGD
 from fedemb.train.personal import PersonalRows, personal_rows
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
 from fedemb.types import (
     Aggregator,
+    Candidates,
     CohortSampler,
     Dataset,
     Dense,
+    ListwiseTask,
     RowTotal,
     RowUpdates,
     ServerOptimizer,
@@ -54,6 +58,7 @@ from fedemb.types import (
     Total,
     Updates,
 )
+from tests.graphs import graph
 
 # --- the tables: one line for each implementation -------------------------------------------------------
 
@@ -61,17 +66,37 @@ _SKIPGRAM: dict[str, Any] = {"dim": 4, "negatives": 3, "tied": False, "window": 
 _SKIPGRAM |= {"subsample": 0.0, "recent": 0}
 _FACTORS: dict[str, Any] = {"dim": 4, "negatives": 3, "objective": "bpr", "bias": True, "noise_power": 0.5}
 _FACTORS |= {"init_scale": 0.3}
+_GRAPH: dict[str, Any] = {"model": "complex", "dim": 4, "objective": "one_vs_all", "negatives": 3, "n3": 0.0}
+_GRAPH |= {"temperature": 1.0, "margin": None, "reciprocal": True, "relations": "shared", "init_scale": 0.3}
+_SAMPLED: dict[str, Any] = {**_GRAPH, "objective": "sampled"}
 
 TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
     "poincare": lambda: of(Hierarchical, tree(), dim=3, manifold="poincare", negatives=4, init_scale=0.3),
     "lorentz": lambda: of(Hierarchical, tree(), dim=3, manifold="lorentz", negatives=4, init_scale=0.3),
     "euclidean": lambda: of(Hierarchical, tree(), dim=3, manifold="euclidean", negatives=4, init_scale=0.3),
+    "listwise": lambda: of(
+        Hierarchical,
+        tree(),
+        dim=3,
+        manifold="poincare",
+        negatives=4,
+        init_scale=0.3,
+        shared_negatives=True,
+    ),
     "skipgram": lambda: of(Skipgram, clusters(), **_SKIPGRAM),
     "subsampled": lambda: of(Skipgram, clusters(), **{**_SKIPGRAM, "subsample": 0.05}),
     "history": lambda: of(Skipgram, clusters(), **_SKIPGRAM, within="history"),
     "tied": lambda: of(Skipgram, clusters(), **{**_SKIPGRAM, "tied": True, "negatives": 0}),
     "bpr": lambda: of(Factorization, clusters(), **_FACTORS),
     "logistic": lambda: of(Factorization, clusters(), **{**_FACTORS, "objective": "logistic", "bias": False}),
+    "complex": lambda: of(KnowledgeGraph, graph(), **_GRAPH),
+    "complex-sampled": lambda: of(KnowledgeGraph, graph(), **{**_SAMPLED, "temperature": 0.0}),
+    "transe": lambda: of(KnowledgeGraph, graph(), **{**_SAMPLED, "model": "transe", "reciprocal": False}),
+    "transe-l2": lambda: of(KnowledgeGraph, graph(), **{**_GRAPH, "model": "transe_l2", "reciprocal": False}),
+    "rotate": lambda: of(KnowledgeGraph, graph(), **{**_SAMPLED, "model": "rotate", "n3": 0.1}),
+    "distmult": lambda: of(
+        KnowledgeGraph, graph(), **{**_GRAPH, "model": "distmult", "relations": "personal", "n3": 0.1}
+    ),
 }
 SAMPLERS: dict[str, CohortSampler] = {"full": Full(), "uniform": Uniform(7), "poisson": Poisson(0.3)}
 STAGES: dict[str, Stage] = {
@@ -184,17 +209,45 @@ def batch_of(task: Task, examples: Shards, seed: int = 0) -> dict[str, Tensor]:
     uniforms[:1], uniforms[1:2] = 0.0, np.nextafter(1.0, 0.0)  # both ends
     batch = dict(task.sample(columns, torch.from_numpy(uniforms)))
     batch.pop("keep", None)
-    if task.exclusion:
+    if task.exclusion and task.exclusion.candidates:
         shape = tuple(batch[task.exclusion.candidates].shape)
         batch["known"] = torch.from_numpy(rng.random(shape) < 0.3)
     return batch
+
+
+def whole_tables(task: Task, points: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Candidates]:
+    """What a listwise task compares with: the rows of one client that holds everything, the first two known."""
+    ids, found = task.lookup(batch), {}
+    for table, _ in candidate_tables(task):
+        place = ids[table.name]
+        known = torch.zeros(len(place), table.num_rows, dtype=torch.bool)
+        known[:, :2] = task.exclusion is not None
+        present = torch.ones(1, table.num_rows, dtype=torch.bool)
+        client = torch.zeros(len(place), dtype=torch.int64)
+        found[table.name] = Candidates(
+            points[table.name][None], present, client, place, known if task.exclusion else None
+        )
+    return found
+
+
+def loss_of(
+    task: Task,
+    vectors: dict[str, Tensor],
+    dense: dict[str, Tensor],
+    batch: dict[str, Tensor],
+    candidates: dict[str, Candidates],
+) -> Tensor:
+    if candidates and isinstance(task, ListwiseTask):
+        return task.loss(vectors, dense, batch, candidates)
+    return task.loss(vectors, dense, batch)
 
 
 def losses(task: Task, model: Model, batch: dict[str, Tensor]) -> Tensor:
     points = {**model.tables, **{n: r.of(everybody()[:1], 0)[0] for n, r in model.personal.items()}}
     vectors = {name: points[name][ids] for name, ids in task.lookup(batch).items()}
     size = len(next(iter(batch.values())))
-    return task.loss(vectors, {n: v.expand(size, *v.shape) for n, v in model.dense.items()}, batch)
+    dense = {n: v.expand(size, *v.shape) for n, v in model.dense.items()}
+    return loss_of(task, vectors, dense, batch, whole_tables(task, points, batch))
 
 
 every_task = pytest.mark.parametrize("name", TASKS)
@@ -302,10 +355,35 @@ def test_gradient_reaches_every_table(name: str) -> None:
     batch = batch_of(task, task.examples(dataset.train))
     points = {**moved, **{n: r.of(everybody()[:1], 0)[0] for n, r in model.personal.items()}}
     vectors = {n: points[n][ids].requires_grad_() for n, ids in task.lookup(batch).items()}
-    gradients = torch.autograd.grad(task.loss(vectors, model.dense, batch).sum(), list(vectors.values()))
-    for table, gradient in zip(vectors, gradients, strict=True):
+    rows = whole_tables(task, points, batch)
+    inputs = [*vectors.values(), *(c.points.requires_grad_() for c in rows.values())]
+    gradients = torch.autograd.grad(loss_of(task, vectors, model.dense, batch, rows).sum(), inputs)
+    for table, gradient in zip([*vectors, *(f"{n}, compared" for n in rows)], gradients, strict=True):
         assert gradient.isfinite().all(), table
         assert gradient.abs().sum() > 0, table
+
+
+@pytest.mark.parametrize("name", [name for name, make in TASKS.items() if candidate_tables(make()[0])])
+def test_of_candidates_only_their_set_counts(name: str) -> None:
+    """Another order, rows that fill up and clients without examples change no loss, of whoever's example."""
+    task, dataset = TASKS[name]()
+    batch, model = batch_of(task, task.examples(dataset.train)), Model.of(task)
+    points = {**model.tables, **{n: r.of(everybody()[:1], 0)[0] for n, r in model.personal.items()}}
+    vectors = {n: points[n][ids] for n, ids in task.lookup(batch).items()}
+    size = len(next(iter(batch.values())))
+    client = torch.from_numpy(np.random.default_rng(0).integers(0, 3, size))
+    rows, others = whole_tables(task, points, batch), {}
+    for table, own in rows.items():
+        order = torch.randperm(own.points.shape[1], generator=torch.Generator().manual_seed(0))
+        filled = torch.cat((own.points[0][order], own.points[0, order[-1:]].expand(2, -1)))
+        present = torch.arange(len(filled)) < len(order)
+        known = own.known if own.known is None else torch.nn.functional.pad(own.known[:, order], (0, 2))
+        others[table] = Candidates(
+            filled.expand(4, -1, -1), present.expand(4, -1), client, torch.argsort(order)[own.place], known
+        )
+    whole = loss_of(task, vectors, model.dense, batch, rows)
+    same_set = loss_of(task, vectors, model.dense, batch, others)
+    torch.testing.assert_close(same_set, whole, rtol=1e-5, atol=1e-6)
 
 
 @every_task

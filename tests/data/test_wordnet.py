@@ -104,6 +104,10 @@ def test_the_source(tmp_path: Path) -> None:
     assert data.clients.to_list() == ["noun.animal", "noun.person"]
     assert data.train.sizes.tolist() == [1, 4]
     assert data.counts == {"synsets_read": 4, "edges_read": 4, "edges_self_loop": 0, "edges_repeated": 0}
+    links = WordNet(folder, validation_share=0.9).load(ByColumn("lexicographer"), 0)
+    assert links.held_out["validation"].sizes.tolist() == [0, 1]
+    assert pairs_of(data) - pairs_of(links) == {("rex.n.01", "entity.n.01")}, "all other pairs are direct"
+    assert (links.counts["validation_pairs"], links.counts["test_pairs"]) == (1, 0)
     kinds = WordNet(folder, instances=False).load(IID(1), 0)
     assert pairs_of(kinds) == pairs_of(data) - {("rex.n.01", "dog.n.02")}
     assert pairs_of(WordNet(folder, root="dog.n.02").load(IID(1), 0)) == {("rex.n.01", "dog.n.02")}

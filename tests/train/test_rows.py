@@ -15,15 +15,16 @@ from fedemb.data.shards import Shards, offsets_of
 from fedemb.manifolds import Euclidean
 from fedemb.tasks.factorization import Factorization
 from fedemb.tasks.hierarchical import Hierarchical
+from fedemb.tasks.knowledge_graph import KnowledgeGraph
 from fedemb.tasks.skipgram import Skipgram
 from fedemb.train.initial import initial_dense, initial_table
 from fedemb.train.optimizers import SGD, Adagrad, Adam
 from fedemb.train.personal import personal_rows
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
-from fedemb.types import Dense, Exclusion, Table, Task
+from fedemb.types import Dense, Exclusion, ListwiseTask, Table, Task
 from tests.reference import train_client
 
-NUM_ITEMS, SIZES = 23, np.array([7, 0, 1, 12, 5])
+NUM_ITEMS, NUM_RELATIONS, SIZES = 23, 3, np.array([7, 0, 1, 12, 5])
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Double:
             for t in self.inner.tables
         )
         object.__setattr__(self, "tables", tables)
+
+    @property
+    def candidates(self) -> Mapping[str, int | None]:
+        return self.inner.candidates if isinstance(self.inner, ListwiseTask) else {}
+
+    def loss(self, *args) -> Tensor:  # named, so that a Protocol finds it
+        return self.inner.loss(*args)
 
     def __getattr__(self, name: str):
         return getattr(self.inner, name)
@@ -79,6 +87,8 @@ def shards(*names: str) -> Shards:
         columns["label"] = (rng.random(total) < 0.7).astype(np.float32)
     if "child" in names:
         columns["parent"] = (columns["child"] + 1 + rng.integers(0, 5, total)) % NUM_ITEMS
+    if "relation" in names:
+        columns["relation"] %= NUM_RELATIONS
     columns["weight"] = rng.random(total).astype(np.float32) + 0.5
     return Shards(columns, offsets_of(SIZES))
 
@@ -87,7 +97,13 @@ def cdf() -> Tensor:
     return torch.linspace(1 / NUM_ITEMS, 1, NUM_ITEMS, dtype=torch.float64)
 
 
-PAIRS = ("left", "right")
+def graph_task(model: str, objective: str, reciprocal: bool, relations: str, n3: float = 0.0) -> Task:
+    margin = 1.0 if objective == "sampled" else 0.0
+    settings = (model, 4, objective, 5, 0.7, margin, reciprocal, relations, n3, 0.5)
+    return Double(KnowledgeGraph(NUM_ITEMS, NUM_RELATIONS, *settings))
+
+
+PAIRS, TRIPLES = ("left", "right"), ("head", "relation", "tail")
 TASKS = {
     "poincare": (
         lambda: Hierarchical(NUM_ITEMS, 3, "poincare", negatives=6, init_scale=0.3),
@@ -103,6 +119,14 @@ TASKS = {
     "bpr": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "bpr", True, 0.3)), ("item",)),
     "logistic": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "logistic", False, 0.3)), ("item",)),
     "dense": (WithDense, PAIRS),
+    "complex": (lambda: graph_task("complex", "one_vs_all", True, "shared"), TRIPLES),
+    "transe": (lambda: graph_task("transe_l2", "one_vs_all", False, "shared"), TRIPLES),
+    "distmult": (lambda: graph_task("distmult", "one_vs_all", True, "personal", 0.1), TRIPLES),
+    "listwise": (
+        lambda: Hierarchical(NUM_ITEMS, 3, "poincare", negatives=6, init_scale=0.3, shared_negatives=True),
+        ("child", "parent"),
+    ),
+    "rotate": (lambda: graph_task("rotate", "sampled", False, "personal", 0.1), TRIPLES),
 }
 
 
