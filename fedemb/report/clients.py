@@ -25,7 +25,8 @@ _MOST_ROWS = 40  # clients that are named; more are a distribution
 _NAME_LENGTH = 24
 _NUM_QUANTILES = 401
 _WIDTH, _ROW_HEIGHT = 5.6, 0.19  # inches
-_COUNT_POINTS = 52  # from the axis to the names: room for the column of counts
+_DOT_POINTS = 5.0
+_COUNT_POINTS = 60  # from the axis to the names: room for the column of counts
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ def gains_figure(
     legend = panel.legend(
         loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9, labelcolor=INK
     )
+    if few:
+        for dot in legend.legend_handles:
+            dot.set_sizes([_DOT_POINTS**2])
     as_written(legend)
     return made
 
@@ -146,7 +150,7 @@ def _draw_rows(panel: Any, found: Compared, colours: Mapping[str, str]) -> None:
     start = _start(found)
     ends = np.stack((np.stack((start, rows), axis=1), np.stack((federated, rows), axis=1)), axis=1)
     better = np.where(_gain(found, start) >= 0, colours[FEDERATED], colours.get(_ALONE, MUTED))
-    panel.add_collection(LineCollection(list(ends), colors=better, linewidths=1.4, alpha=0.45, zorder=2))
+    panel.add_collection(LineCollection(list(ends), colors=better, linewidths=1.2, alpha=0.5, zorder=2))
     sizes = _dot_sizes([found.values[model] for model in colours])
     for number, ((model, colour), size) in enumerate(zip(colours.items(), sizes, strict=True)):
         values = found.values[model]
@@ -183,7 +187,7 @@ def _dot_sizes(values: list[Float64]) -> list[npt.NDArray[Any]]:
     sizes = []
     for number, own in enumerate(values):
         hidden = sum((np.abs(own - above) <= 0.003 * spread for above in values[:number]), np.zeros(len(own)))
-        sizes.append((5.0 + 2.4 * hidden) ** 2)
+        sizes.append(np.minimum(_DOT_POINTS + 1.6 * hidden, 11) ** 2)
     return sizes
 
 

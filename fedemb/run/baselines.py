@@ -41,7 +41,12 @@ def participations(parts: Parts, rounds: int) -> int:
 
 def _scaled(training: LocalTraining, rounds: int, passes: int) -> LocalTraining:
     """The same schedule over another number of passes."""
-    return replace(training, burn_in_rounds=round(training.burn_in_rounds * passes / max(1, rounds)))
+    share = passes / max(1, rounds)
+    return replace(
+        training,
+        burn_in_rounds=round(training.burn_in_rounds * share),
+        decay=training.decay ** (1 / share),
+    )
 
 
 def centralized(

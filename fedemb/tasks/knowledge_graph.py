@@ -20,6 +20,7 @@ from fedemb.tasks.scoring import MODELS, Scoring
 from fedemb.types import Batch, Candidates, Dataset, Dense, Exclusion, Table
 
 OBJECTIVES = ("one_vs_all", "sampled")
+AGAINST = ("all", "own")
 RELATIONS = ("shared", "personal")
 
 
@@ -29,7 +30,7 @@ class KnowledgeGraph:
 
     With score s of the answer and scores n of the negatives, the loss of a question is
 
-    - ``one_vs_all``: cross entropy of the answer among all entities that the client holds;
+    - ``one_vs_all``: cross entropy of the answer among all entities, or among those that the client holds;
     - ``sampled``: ``-log sigmoid(s + margin) / 2 - sum of p log sigmoid(-(n + margin)) / 2`` with p the softmax of
       ``temperature * n`` over the negatives (a constant in the gradient), those that the client knows to be true
       left out;
@@ -44,6 +45,8 @@ class KnowledgeGraph:
         model: A name in ``scoring.MODELS``.
         dim: Numbers in an entity's row; even for complex and rotate (half as many complex numbers).
         objective: ``one_vs_all`` or ``sampled``.
+        against: ``all`` entities or the client's ``own``, for ``one_vs_all``. Among its own, a client sends only the
+            rows that it holds, and its scores say nothing of the others.
         negatives: Entities drawn uniformly for each question, for ``sampled``.
         temperature: How much harder negatives count, for ``sampled``; 0: all alike.
         margin: Added to every score, for ``sampled``.
@@ -62,6 +65,7 @@ class KnowledgeGraph:
     model: str
     dim: int
     objective: str
+    against: str
     negatives: int
     temperature: float
     margin: float
@@ -76,6 +80,7 @@ class KnowledgeGraph:
         model: str,
         dim: int,
         objective: str,
+        against: str,
         negatives: int,
         temperature: float,
         margin: float | None,
@@ -93,6 +98,7 @@ class KnowledgeGraph:
             raise SettingError("task=knowledge_graph needs heads, relations and tails: use data=triples")
         for name, word, words in (
             ("model", model, tuple(MODELS)), ("objective", objective, OBJECTIVES), ("relations", relations, RELATIONS),
+            ("against", against, AGAINST),
         ):  # fmt: skip
             if word not in words:
                 raise SettingError(f"task.{name} must be one of {', '.join(words)}, got {word!r}")
@@ -113,6 +119,7 @@ class KnowledgeGraph:
             model,
             dim,
             objective,
+            against,
             negatives,
             temperature,
             MODELS[model].margin if margin is None else margin,
@@ -142,7 +149,9 @@ class KnowledgeGraph:
 
     @property
     def candidates(self) -> Mapping[str, int | None]:
-        return {"entity": None} if self.objective == "one_vs_all" else {}
+        if self.objective != "one_vs_all":
+            return {}
+        return {"entity": None if self.against == "own" else self.num_entities}
 
     @property
     def num_draws(self) -> int:

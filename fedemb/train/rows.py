@@ -47,6 +47,7 @@ class LocalTraining:
         learning_rate: Step size on the mean loss of a batch.
         burn_in_rounds: First rounds, with ``learning_rate * burn_in_factor``.
         burn_in_factor: See above.
+        decay: After these, each round's learning rate is that of the one before times this.
         max_step: Largest distance that a row of a table moves in a step; None: no bound.
         chunk_bytes: Clients are trained together as far as this much working memory reaches.
         fine_tune_epochs: Passes over its own data that a client adds before its own copy is measured.
@@ -58,6 +59,7 @@ class LocalTraining:
     learning_rate: float
     burn_in_rounds: int = 0
     burn_in_factor: float = 1.0
+    decay: float = 1.0
     max_step: float | None = None
     chunk_bytes: int = 1 << 28
     fine_tune_epochs: int = 1
@@ -68,7 +70,7 @@ class LocalTraining:
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise ValueError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("learning_rate", "burn_in_factor"):
+        for name in ("learning_rate", "burn_in_factor", "decay"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"train.{name} must be a positive number, got {getattr(self, name)}")
 
@@ -77,7 +79,9 @@ class LocalTraining:
 
     def rate(self, round: int) -> float:
         """Learning rate in ``round`` (the first one is 1)."""
-        return self.learning_rate * (self.burn_in_factor if round <= self.burn_in_rounds else 1.0)
+        if round <= self.burn_in_rounds:
+            return self.learning_rate * self.burn_in_factor
+        return self.learning_rate * self.decay ** (round - self.burn_in_rounds - 1)
 
 
 def _keys(table: Table, epoch: Epoch) -> Tensor:
