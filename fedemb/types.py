@@ -254,7 +254,8 @@ class RowUpdates:
     Attributes:
         rows: ``(touched,)`` int64.
         values: ``(touched, dim)`` log of trained at received, in frame coordinates.
-        counts: ``(touched,)`` how often the client's training examples looked the row up.
+        counts: ``(touched,)`` how often the client's training examples looked the row up; 0 where it was drawn for
+            all of them together.
         offsets: ``(clients + 1,)`` int64.
     """
 

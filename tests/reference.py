@@ -5,7 +5,7 @@ Candidates of a listwise loss are looked up again in every batch, all of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class ClientResult:
     personal: dict[str, Tensor]
     dense: dict[str, Tensor]
     counts: dict[str, Tensor]
+    moved: dict[str, set[int]]
     loss: float
     examples: int
 
@@ -36,7 +37,10 @@ def _step_rows(settings: LocalTraining, manifold, points, gradient, touched, sta
         tangent = manifold.riemannian_gradient(x, g)
         optimizer = settings.optimizer
         if isinstance(optimizer, SGD):
-            points[row] = manifold.project(manifold.exp(x, -rate * tangent))
+            move = -rate * tangent
+            if settings.max_step is not None:
+                move = move * min(1.0, settings.max_step / max(float(manifold.norm(x, move)), 1e-300))
+            points[row] = manifold.project(manifold.exp(x, move))
             continue
         frame = manifold.to_frame(x, tangent)
         entry = state.setdefault(row, {"m": 0.0, "v": 0.0, "t": 0})
@@ -51,7 +55,10 @@ def _step_rows(settings: LocalTraining, manifold, points, gradient, touched, sta
             m = entry["m"] / (1 - optimizer.beta1 ** entry["t"])
             v = entry["v"] / (1 - optimizer.beta2 ** entry["t"])
             step = m / (v.sqrt() + optimizer.epsilon)
-        points[row] = manifold.project(manifold.exp(x, manifold.from_frame(x, -rate * step)))
+        step = -rate * step
+        if settings.max_step is not None:
+            step = step * min(1.0, settings.max_step / max(float(step.norm()), 1e-300))
+        points[row] = manifold.project(manifold.exp(x, manifold.from_frame(x, step)))
 
 
 def _drawn(table: Table, count: int, step: int, seed: int, round: int, epoch: int, client: int) -> list[int]:
@@ -105,6 +112,7 @@ def train_client(
     own = {name: value.clone() for name, value in dense.items()}
     states: dict[str, dict] = {name: {} for name in [*points, *own]}
     counts = {t.name: torch.zeros(len(points[t.name])) for t in task.tables}
+    moved: dict[str, set[int]] = {t.name: set() for t in task.tables}
     columns = {name: torch.from_numpy(np.asarray(c)) for name, c in shard.columns.items()}
     n, total, seen = shard.num_examples, 0.0, 0
     rate = settings.rate(round)
@@ -155,9 +163,6 @@ def train_client(
             for table, count in candidate_tables(task):
                 if count is not None:
                     rows[table.name] = _drawn(table, count, start // size, seed, round, epoch, client)
-                    counts[table.name] += torch.bincount(
-                        torch.tensor(rows[table.name]), minlength=table.num_rows
-                    )
             if rows:
                 own_known = None if known is None else [known[i] for i in lines.tolist()]
                 loss = task.loss(vectors, expanded, part, _candidates(leaves, rows, ids, own_known))
@@ -169,6 +174,7 @@ def train_client(
             (loss * weights / len(lines)).sum().backward()
             for name in points:
                 touched = sorted({*ids[name].flatten().tolist(), *rows.get(name, [])})
+                moved[name] |= set(touched)
                 counts[name] += torch.bincount(ids[name].flatten(), minlength=len(points[name]))
                 with torch.no_grad():
                     _step_rows(
@@ -178,7 +184,8 @@ def train_client(
                 gradient = dense_leaves[name].grad
                 flat, grad = own[name].view(1, -1), gradient.reshape(1, -1)
                 with torch.no_grad():
-                    _step_rows(settings, Euclidean(flat.dtype), flat, grad, [0], states[name], rate)
+                    free = replace(settings, max_step=None)
+                    _step_rows(free, Euclidean(flat.dtype), flat, grad, [0], states[name], rate)
     shared = {t.name: points[t.name] for t in task.tables if t.shared}
     private = {t.name: points[t.name] for t in task.tables if not t.shared}
-    return ClientResult(shared, private, own, counts, total, seen)
+    return ClientResult(shared, private, own, counts, moved, total, seen)

@@ -11,10 +11,12 @@ from flwr.clientapp import ClientApp
 
 from fedemb.flower.codec import encode
 from fedemb.flower.records import is_by_reference, pack, unpack
-from fedemb.train.host import Host, load_personal, save_personal
+from fedemb.train.host import Host, load_kept, memory_of, memory_tensors, save_kept
+from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, personal_rows
 
 PERSONAL = "fedemb.personal"
+OPTIMIZER = "fedemb.optimizer"
 
 
 def _personal(host: Host, context: Context) -> dict[str, PersonalRows]:
@@ -38,6 +40,20 @@ def _keep(personal: dict[str, PersonalRows], context: Context, by_reference: boo
         tensors = {f"{name}/points": rows.points for name, rows in personal.items()}
         tensors |= {f"{name}/known": rows.known for name, rows in personal.items()}
         context.state[PERSONAL] = pack(tensors, by_reference)
+
+
+def _memory(host: Host, context: Context) -> OptimizerMemory | None:
+    """Optimisers' state of the node's clients, if they keep any."""
+    if not host.training.keep_state:
+        return None
+    record = context.state.get(OPTIMIZER)
+    assert record is None or isinstance(record, ArrayRecord)
+    return OptimizerMemory() if record is None else memory_of(unpack(record))
+
+
+def _keep_memory(memory: OptimizerMemory | None, context: Context, by_reference: bool) -> None:
+    if memory is not None:
+        context.state[OPTIMIZER] = pack(memory_tensors(memory), by_reference)
 
 
 def _arrays(message: Message, name: str) -> ArrayRecord:
@@ -81,7 +97,7 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
         model = _arrays(message, "model")
         by_reference = is_by_reference(model)
         received = unpack(model)
-        personal = _personal(host, context)
+        personal, memory = _personal(host, context), _memory(host, context)
         clients = unpack(_arrays(message, "clients"))["clients"].numpy()
         updates = host.train(
             {t.name: received[t.name] for t in host.task.tables if t.shared},
@@ -89,8 +105,10 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
             personal,
             clients,
             int(_config(message)["round"]),  # type: ignore[arg-type]
+            memory,
         )
         _keep(personal, context, by_reference)
+        _keep_memory(memory, context, by_reference)
         specs = {t.name: t for t in host.task.tables}
         content = pack(encode(updates, specs, by_reference), by_reference)
         return Message(RecordDict({"updates": content}), reply_to=message)
@@ -103,7 +121,8 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
         clients = unpack(_arrays(message, "clients"))["clients"].numpy()
         config, personal = _config(message), _personal(host, context)
         if config["fine_tune"]:
-            evaluated = host.evaluate_fine_tuned(received, personal, clients, int(config["round"]))  # type: ignore[arg-type]
+            round = int(config["round"])  # type: ignore[arg-type]
+            evaluated = host.evaluate_fine_tuned(received, personal, clients, round, _memory(host, context))
         else:
             evaluated = host.evaluate(received, personal, clients)
         arrays = {f"metric/{name}": torch.from_numpy(v) for name, v in evaluated.per_client.items()}
@@ -116,7 +135,8 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
     def save(message: Message, context: Context) -> Message:
         """Writes what only this node knows to its own disk."""
         host, config = host_of(context), _config(message)
-        save_personal(_file(host, config), _personal(host, context), int(config["round"]))  # type: ignore[arg-type]
+        path, round = _file(host, config), int(config["round"])  # type: ignore[arg-type]
+        save_kept(path, _personal(host, context), _memory(host, context), round)
         return Message(RecordDict(), reply_to=message)
 
     @app.query("restore")
@@ -124,8 +144,9 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
         """Reads it back."""
         host, config = host_of(context), _config(message)
         personal = _personal(host, context)
-        load_personal(_file(host, config), personal)
+        memory = load_kept(_file(host, config), personal, host.training.keep_state)
         _keep(personal, context, bool(config["by_reference"]))
+        _keep_memory(memory, context, bool(config["by_reference"]))
         return Message(RecordDict(), reply_to=message)
 
     return app

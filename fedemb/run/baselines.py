@@ -188,8 +188,11 @@ def _alone(
         own.known[:] = True
     cohort = task.examples(parts.dataset.train.take(chunk))
     dense = {name: value.clone() for name, value in shared_dense.items()}
+    memory = OptimizerMemory() if training.keep_state else None
     for number in range(1, passes + 1):
-        for updates in train_cohort(task, {}, dense, rows, cohort, chunk, training, parts.seed, number):
+        for updates in train_cohort(
+            task, {}, dense, rows, cohort, chunk, training, parts.seed, number, memory
+        ):
             for name, value in updates.dense.items():
                 dense[name] += value[0]
     if parts.evaluation is None:

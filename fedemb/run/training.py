@@ -111,7 +111,7 @@ def train_on(
         last, tally = _restore(Path(config.resume), own, parts, trained, optimizer)
         carry_metrics(Path(config.resume), folder, last)
         first = last + 1
-    has_personal = any(not table.shared for table in parts.task.tables)
+    keeps = parts.training.keep_state or any(not table.shared for table in parts.task.tables)
 
     def on_checkpoint(round: int) -> None:
         state = Checkpoint(round, parts.digest, _tensors(strategy, optimizer), asdict(strategy.tally))
@@ -124,7 +124,7 @@ def train_on(
         on_round,
         on_checkpoint,
         first,
-        str(own) if has_personal else "",
+        str(own) if keeps else "",
     )
     strategy.tally = trained.tally = tally
     trained.finished_rounds = first - 1

@@ -18,6 +18,7 @@ from fedemb.errors import RunError
 from fedemb.evaluate.spread import over_clients
 from fedemb.stages import on_clients
 from fedemb.train.apply import apply_
+from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, rows_of
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
 from fedemb.types import Evaluated, Evaluation, Int64, Stage, StageContext, Task, Updates
@@ -61,12 +62,13 @@ class Host:
         personal: Mapping[str, PersonalRows],
         clients: Int64,
         round: int,
+        memory: OptimizerMemory | None = None,
     ) -> Updates:
         """Updates of these clients after the client half of every stage."""
         context = StageContext(self.seed, round)
         cohort = self.examples.take(clients - self.first)
         parts = train_cohort(
-            self.task, tables, dense, personal, cohort, clients, self.training, self.seed, round
+            self.task, tables, dense, personal, cohort, clients, self.training, self.seed, round, memory
         )
         return concatenate([on_clients(self.stages, part, context) for part in parts])
 
@@ -84,6 +86,7 @@ class Host:
         personal: Mapping[str, PersonalRows],
         clients: Int64,
         round: int,
+        memory: OptimizerMemory | None = None,
     ) -> Evaluated:
         """Every client's own copy measured on its data: the model after more passes over these data, then thrown away.
 
@@ -91,21 +94,27 @@ class Host:
         """
         if self.evaluation is None:
             return Evaluated({}, {}, clients)
-        results = [self._fine_tuned(tables, personal, client, round) for client in clients[:, None]]
+        results = [self._fine_tuned(tables, personal, client, round, memory) for client in clients[:, None]]
         per_client = {n: np.concatenate([r.per_client[n] for r in results]) for n in results[0].per_client}
         weights = [result.weights for result in results if result.weights is not None]
         whole = np.concatenate(weights) if weights else None
         return Evaluated(over_clients(per_client, whole), per_client, clients, whole)
 
     def _fine_tuned(
-        self, tables: Mapping[str, Tensor], personal: Mapping[str, PersonalRows], client: Int64, round: int
+        self,
+        tables: Mapping[str, Tensor],
+        personal: Mapping[str, PersonalRows],
+        client: Int64,
+        round: int,
+        memory: OptimizerMemory | None,
     ) -> Evaluated:
         assert self.evaluation is not None
         copies = {name: table.clone() for name, table in tables.items()}
         rows = {name: stored.alone(int(client[0])) for name, stored in personal.items()}
         shard = self.examples.take(client - self.first)
         training = replace(self.training, epochs=self.training.fine_tune_epochs)
-        parts = train_cohort(self.task, copies, copies, rows, shard, client, training, self.seed, round)
+        own = None if memory is None else memory.copy()
+        parts = train_cohort(self.task, copies, copies, rows, shard, client, training, self.seed, round, own)
         for updates in list(parts):
             apply_(self.task.tables, copies, copies, updates)
         return self.evaluation(copies, rows_of(rows, client, self.seed), client)
@@ -134,31 +143,61 @@ def _drawn(task: Task, sampled: Mapping[str, Tensor]) -> int:
     return 0 if negatives is None else negatives.shape[1]
 
 
-def save_personal(path: Path, personal: Mapping[str, PersonalRows], round: int) -> None:
-    """Writes personal rows to the node's own disk, whole or not at all."""
-    if not personal:
-        return
+def save_kept(
+    path: Path, personal: Mapping[str, PersonalRows], memory: OptimizerMemory | None, round: int
+) -> None:
+    """Writes what only the node knows to its own disk, whole or not at all: personal rows, optimisers' state."""
     tensors = {}
     for name, rows in personal.items():
         tensors[f"{name}/points"], tensors[f"{name}/known"] = rows.points, rows.known
+    if memory is not None:
+        tensors |= {name: value.cpu() for name, value in memory_tensors(memory).items()}
+    if not tensors:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda partial: save_file(tensors, partial, metadata={"round": str(round)}))
 
 
-def load_personal(path: Path, personal: Mapping[str, PersonalRows]) -> None:
-    """Takes up personal rows that ``save_personal`` wrote.
+def load_kept(path: Path, personal: Mapping[str, PersonalRows], keep_state: bool) -> OptimizerMemory | None:
+    """Takes up what ``save_kept`` wrote: personal rows in place, and the optimisers' state.
 
     Raises:
-        RunError: If they are missing.
+        RunError: If it is missing.
     """
-    if not personal:
-        return
+    if not personal and not keep_state:
+        return None
     if not path.is_file():
-        raise RunError(f"cannot resume: the node's personal rows are missing ({path})")
+        raise RunError(f"cannot resume: what the node kept is missing ({path})")
     tensors = load_file(path)
     for name, rows in personal.items():
         rows.points.copy_(tensors[f"{name}/points"])
         rows.known.copy_(tensors[f"{name}/known"])
+    return memory_of(tensors) if keep_state else None
+
+
+_OPTIMIZER = "optimizer/"
+
+
+def memory_tensors(memory: OptimizerMemory) -> dict[str, Tensor]:
+    """All of a memory by name: ``optimizer/TABLE/`` and ``rows`` or the name of the state."""
+    tensors = {f"{_OPTIMIZER}{table}/rows": rows for table, rows in memory.rows.items()}
+    for table, state in memory.state.items():
+        tensors |= {f"{_OPTIMIZER}{table}/{name}": value for name, value in state.items()}
+    return tensors
+
+
+def memory_of(tensors: Mapping[str, Tensor]) -> OptimizerMemory:
+    """The memory that ``memory_tensors`` named."""
+    memory = OptimizerMemory()
+    for key, value in tensors.items():
+        if key.startswith(_OPTIMIZER):
+            table, _, name = key.removeprefix(_OPTIMIZER).rpartition("/")
+            if name == "rows":
+                memory.rows[table] = value
+                memory.state.setdefault(table, {})
+            else:
+                memory.state.setdefault(table, {})[name] = value
+    return memory
 
 
 def hosted_range(num_clients: int, node: int, num_nodes: int) -> tuple[int, int]:

@@ -36,15 +36,19 @@ class Parameter:
 
 @dataclass(frozen=True)
 class OptimizerMemory:
-    """State of a client's optimiser between calls of the trainer, by table and row; rows not seen yet have none.
+    """State of clients' optimisers between calls of the trainer, by table, client and row; what is new has none.
 
     Attributes:
-        rows: Per table, keys of the rows that have state, ascending.
+        rows: Per table, keys ``client * num_rows + row`` of what has state, ascending.
         state: Per table and name, ``(rows, width)``.
     """
 
     rows: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def copy(self) -> OptimizerMemory:
+        """The same memory; what is put into one is not in the other."""
+        return OptimizerMemory(dict(self.rows), dict(self.state))
 
     def take(self, table: str, rows: Tensor) -> dict[str, Tensor]:
         """State of these rows ``(rows, width)``, zero where there is none; ``rows`` ascending."""

@@ -50,6 +50,7 @@ class LocalTraining:
         decay: After these, each round's learning rate is that of the one before times this.
         max_step: Largest distance that a row of a table moves in a step; None: no bound.
         chunk_bytes: Clients are trained together as far as this much working memory reaches.
+        keep_state: Whether clients keep their optimiser's state from round to round.
         fine_tune_epochs: Passes over its own data that a client adds before its own copy is measured.
     """
 
@@ -62,6 +63,7 @@ class LocalTraining:
     decay: float = 1.0
     max_step: float | None = None
     chunk_bytes: int = 1 << 28
+    keep_state: bool = False
     fine_tune_epochs: int = 1
 
     def __post_init__(self) -> None:
@@ -108,17 +110,25 @@ class _Local:
     draws: list[Tensor]
 
 
+def _lasting(table: Table, keys: Tensor, clients: Int64) -> Tensor:
+    """The keys by client id, not by place in a chunk; still ascending."""
+    if not table.shared:
+        return keys
+    client = torch.from_numpy(clients).to(keys.device)[keys // table.num_rows]
+    return client * table.num_rows + keys % table.num_rows
+
+
 def _gather(
     table: Table,
     epochs: list[Epoch],
-    num_clients: int,
+    clients: Int64,
     received: Mapping[str, Tensor],
     personal: Mapping[str, PersonalRows],
     seed: int,
     device: torch.device,
     memory: OptimizerMemory | None,
 ) -> _Local:
-    keys = [_keys(table, epoch) for epoch in epochs]
+    keys, num_clients = [_keys(table, epoch) for epoch in epochs], len(clients)
     if table.shared:
         unique, position = localise(torch.cat(keys), num_clients * table.num_rows)
         rows = unique % table.num_rows if num_clients > 1 else unique
@@ -134,7 +144,7 @@ def _gather(
         draw = epoch.draws.get(table.name)
         draws.append(own[shape.numel() :].view(draw.ids.shape if draw is not None else (0, 0)))
     unique = unique.to(device)
-    state = {} if memory is None else memory.take(table.name, unique)
+    state = {} if memory is None else memory.take(table.name, _lasting(table, unique, clients))
     parameter = Parameter(points.clone(), table.manifold, state)
     return _Local(table, unique, points, parameter, lookups, draws)
 
@@ -222,7 +232,7 @@ def _row_updates(local: _Local, num_clients: int) -> RowUpdates:
     table, manifold = local.table, local.table.manifold
     trained = local.parameter.points
     values = manifold.to_frame(local.received, manifold.log(local.received, trained))
-    lookups = torch.cat([position.reshape(-1) for position in (*local.lookups, *local.draws)])
+    lookups = torch.cat([position.reshape(-1) for position in local.lookups])
     counts = torch.bincount(lookups, minlength=len(local.keys)).to(values.dtype)
     starts = torch.arange(num_clients + 1, dtype=torch.int64, device=local.keys.device) * table.num_rows
     offsets = torch.searchsorted(local.keys, starts).cpu()
@@ -248,7 +258,8 @@ def _train_chunk(
         epoch_of(task, examples, settings.batch_size, seed, round, number, clients)
         for number in range(settings.epochs)
     ]
-    locals_ = [_gather(t, epochs, len(clients), tables, personal, seed, device, memory) for t in task.tables]
+    locals_ = [_gather(t, epochs, clients, tables, personal, seed, device, memory) for t in task.tables]
+    ids = torch.from_numpy(clients).to(device)
     epochs = [to_device(epoch, device) for epoch in epochs]
     if examples.known is not None:
         examples = replace(examples, known=examples.known.to(device))
@@ -256,7 +267,7 @@ def _train_chunk(
         d.name: Parameter(
             dense[d.name].reshape(1, -1).repeat(len(clients), 1),
             Euclidean(dense[d.name].dtype),
-            {} if memory is None else memory.take(d.name, torch.arange(len(clients), device=device)),
+            {} if memory is None else memory.take(d.name, ids),
         )
         for d in task.dense
     }
@@ -273,9 +284,9 @@ def _train_chunk(
         trained_on += torch.bincount(epoch.client, minlength=len(clients))
     if memory is not None:
         for local in locals_:
-            memory.put(local.table.name, local.keys, local.parameter.state)
+            memory.put(local.table.name, _lasting(local.table, local.keys, clients), local.parameter.state)
         for name, copy in copies.items():
-            memory.put(name, torch.arange(len(clients), device=device), copy.state)
+            memory.put(name, ids, copy.state)
     for local in locals_:
         if not local.table.shared:
             personal[local.table.name].put(local.keys.cpu(), local.parameter.points.cpu())
@@ -348,7 +359,7 @@ def train_cohort(
         settings: Local training.
         seed: The run's seed.
         round: The round, from 1.
-        memory: Takes up the optimiser where the last call left it; for a cohort of one, always the same client.
+        memory: Takes up every client's optimiser where it was left; None: it begins anew.
 
     Yields:
         Updates of consecutive clients. How many are trained together does not change them.

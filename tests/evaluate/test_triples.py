@@ -358,7 +358,7 @@ def test_parts_that_are_not_there() -> None:
 
 
 def test_personal_relations_are_the_clients_own() -> None:
-    settings = ("distmult", 4, "one_vs_all", 1, 1.0, 0.0, True)
+    settings = ("distmult", 4, "one_vs_all", "own", 1, 1.0, 0.0, True)
     task = KnowledgeGraph(NUM_ENTITIES, len(STEPS), *settings, relations="personal", n3=0.0, init_scale=0.1)
     common = KnowledgeGraph(NUM_ENTITIES, len(STEPS), *settings, relations="shared", n3=0.0, init_scale=0.1)
     generator = torch.Generator().manual_seed(0)
@@ -376,7 +376,7 @@ def test_personal_relations_are_the_clients_own() -> None:
 
 
 def test_it_is_chosen_for_triples() -> None:
-    settings = ("complex", 4, "one_vs_all", 1, 1.0, 0.0, True, "shared", 0.0, 0.1)
+    settings = ("complex", 4, "one_vs_all", "own", 1, 1.0, 0.0, True, "shared", 0.0, 0.1)
     task = KnowledgeGraph(NUM_ENTITIES, len(STEPS), *settings)
     chosen: Evaluation | None = evaluation_for(task, graph())
     assert isinstance(chosen, LinkPrediction)

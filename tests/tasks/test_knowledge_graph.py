@@ -22,7 +22,8 @@ from tests.graphs import NUM_CLIENTS, NUM_ENTITIES, STEPS, graph
 from tests.tasks.test_scoring import slow_score
 
 DEFAULTS: dict[str, Any] = {
-    "model": "complex", "dim": 6, "objective": "one_vs_all", "negatives": 4, "temperature": 1.0, "margin": None,
+    "model": "complex", "dim": 6, "objective": "one_vs_all", "against": "own", "negatives": 4,
+    "temperature": 1.0, "margin": None,
     "reciprocal": True, "relations": "shared", "n3": 0.0, "init_scale": 0.3,
 }  # fmt: skip
 MODELS_BOTH_WAYS = [(name, reciprocal) for name in MODELS for reciprocal in (True, False)]

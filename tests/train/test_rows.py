@@ -99,7 +99,7 @@ def cdf() -> Tensor:
 
 def graph_task(model: str, objective: str, reciprocal: bool, relations: str, n3: float = 0.0) -> Task:
     margin = 1.0 if objective == "sampled" else 0.0
-    settings = (model, 4, objective, 5, 0.7, margin, reciprocal, relations, n3, 0.5)
+    settings = (model, 4, objective, "own", 5, 0.7, margin, reciprocal, relations, n3, 0.5)
     return Double(KnowledgeGraph(NUM_ITEMS, NUM_RELATIONS, *settings))
 
 
@@ -119,6 +119,16 @@ TASKS = {
     "bpr": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "bpr", True, 0.3)), ("item",)),
     "logistic": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "logistic", False, 0.3)), ("item",)),
     "dense": (WithDense, PAIRS),
+    "curved": (
+        lambda: Hierarchical(NUM_ITEMS, 3, "lorentz", -0.7, 9, 0.3, shared_negatives=True, learn_scale=True),
+        ("child", "parent"),
+    ),
+    "flat": (
+        lambda: Double(
+            Hierarchical(NUM_ITEMS, 3, "euclidean", -1, 99, 0.3, shared_negatives=True, learn_scale=True)
+        ),
+        ("child", "parent"),
+    ),
     "complex": (lambda: graph_task("complex", "one_vs_all", True, "shared"), TRIPLES),
     "transe": (lambda: graph_task("transe_l2", "one_vs_all", False, "shared"), TRIPLES),
     "distmult": (lambda: graph_task("distmult", "one_vs_all", True, "personal", 0.1), TRIPLES),
@@ -143,12 +153,12 @@ def run(task: Task, data: Shards, settings: LocalTraining, clients: np.ndarray, 
 
 
 @pytest.mark.parametrize("optimizer", [SGD(), Adagrad(), Adam()], ids=["sgd", "adagrad", "adam"])
-@pytest.mark.parametrize("batch_size", [3, 0])
+@pytest.mark.parametrize(("batch_size", "max_step"), [(3, None), (0, None), (3, 0.02)])
 @pytest.mark.parametrize("name", TASKS)
-def test_cohort_equals_sequential_loop(name: str, batch_size: int, optimizer) -> None:
+def test_cohort_equals_sequential_loop(name: str, batch_size: int, max_step: float | None, optimizer) -> None:
     make, columns = TASKS[name]
     task, data = make(), shards(*columns)
-    settings = LocalTraining(optimizer, 2, batch_size, 0.4, burn_in_rounds=4, burn_in_factor=0.5)
+    settings = LocalTraining(optimizer, 2, batch_size, 0.4, 4, 0.5, max_step=max_step)
     clients = np.array([0, 2, 3, 6, 8])
     tables, dense, personal, updates = run(task, data, settings, clients)
     fresh = personal_rows(task.tables, 0, 9)
@@ -163,7 +173,7 @@ def test_cohort_equals_sequential_loop(name: str, batch_size: int, optimizer) ->
                 continue
             rows = updates.tables[table.name]
             a, b = int(rows.offsets[position]), int(rows.offsets[position + 1])
-            touched = torch.nonzero(expected.counts[table.name]).view(-1)
+            touched = torch.tensor(sorted(expected.moved[table.name]), dtype=torch.int64)
             assert torch.equal(rows.rows[a:b], touched)
             torch.testing.assert_close(rows.counts[a:b].float(), expected.counts[table.name][touched])
             start = tables[table.name][touched]
@@ -212,12 +222,19 @@ def test_pooled_data_keep_personal_rows_and_known_answers_apart() -> None:
     assert moved.tolist() == (SIZES > 0).tolist()
 
 
+def test_learning_rate_burns_in_and_decays() -> None:
+    settings = LocalTraining(SGD(), 1, 1, 2.0, burn_in_rounds=2, burn_in_factor=0.1, decay=0.5)
+    assert [settings.rate(round) for round in range(1, 6)] == pytest.approx([0.2, 0.2, 2.0, 1.0, 0.5])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"epochs": 0}, "train.epochs"),
         ({"learning_rate": 0.0}, "train.learning_rate"),
         ({"batch_size": -1}, "train.batch_size"),
+        ({"max_step": 0.0}, "train.max_step"),
+        ({"decay": 0.0}, "train.decay"),
     ],
 )
 def test_settings_out_of_range(change: dict, message: str) -> None:
