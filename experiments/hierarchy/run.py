@@ -25,7 +25,6 @@ METRICS += ["norm_depth_correlation", "curvature"]
 FIELDS = ["question", "manifold", "dim", "phase", *METRICS, "bytes_per_row", "cpu_seconds"]
 QUESTIONS = {"links": ["data.test_share=0.2"], "reconstruction": []}
 HYPERBOLIC, EUCLIDEAN = (5, 10, 20), (5, 10, 20, 50, 100, 200, 500)
-# What suits each geometry, by the links of another seed's held-out pairs (tune.csv).
 SETTINGS: dict[str, list[str]] = {
     "poincare": [],
     "lorentz": ["task.manifold=lorentz"],

@@ -17,6 +17,8 @@ import fedemb
 
 HERE = Path(__file__).parent
 FIELDS = ["study", "setting", "seed", "phase", "map", "mean_rank", "norm_depth_correlation", "cpu_seconds"]
+# Fifty negatives for each example, as in the literature; the defaults have shared ones and a learnt curvature since.
+BASE = ["task.negatives=50", "task.shared_negatives=false", "task.learn_scale=false"]
 STUDIES = {
     "geometry": [["task.dim=10"], ["task.dim=5"], ["task.dim=5", "task.manifold=euclidean"]],
     "clients": [["task.dim=5", f"partition.num_clients={n}"] for n in (10, 160)],
@@ -49,7 +51,7 @@ def main() -> None:
 def measure(study: str, overrides: list[str], seed: int, rounds: int) -> list[dict[str, object]]:
     """Lines of one run: federated, and centralized where the study is about geometry."""
     with_central = "[centralized]" if study == "geometry" else "[]"
-    given = [f"rounds={rounds}", *overrides]
+    given = [f"rounds={rounds}", *BASE, *overrides]
     given += [f"seed={seed}", "evaluate_every=0", f"baselines={with_central}"]
     begin = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
