@@ -114,12 +114,14 @@ def test_run_folder_is_complete(finished: Finished) -> None:
     assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) == [*TREE]
     assert {path.name for path in (folder / "model").iterdir()} == {
         "tables.safetensors",
+        "dense.safetensors",
         "node.parquet",
         "model.json",
     }
     model = json.loads((folder / "model" / "model.json").read_text())
     assert [(table["name"], table["rows"], table["dim"]) for table in model["tables"]] == [("node", 60, 3)]
     assert (folder / "convergence.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "clients.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "disk.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (folder / "report.html").read_text()
     assert not list(folder.rglob("*.partial"))
@@ -251,7 +253,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["cohort=uniform", "cohort.size=900"],
         "cohort.size must be at most 8, .* got 900; .*cohort=full",
     ),
-    "baseline": (["baselines=[oracle]"], "baselines must be among centralized, .* got 'oracle'"),
+    "baseline": (["baselines=[oracle]"], "baselines must be among fine_tuned, centralized, .* got 'oracle'"),
     "central": (
         ["centralized.learning_rate=-1", "baselines=[centralized]"],
         "centralized.learning_rate must be",

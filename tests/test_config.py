@@ -52,6 +52,7 @@ FILES = {
     "wordnet": {"data.noun": _NOUNS, "index.noun": _INDEX},
     "online_retail": {"data.csv": _RETAIL},
 }
+FILES["knowledge_graph"] = FILES["triples"]  # the experiment of that name
 SYNTHETIC = ["data.num_clients=6", "data.num_items=60", "data.examples_per_client=20", "data.num_clusters=4"]
 # What else an option needs to stand on a few lines of data.
 WITH = {
@@ -67,6 +68,7 @@ WITH = {
     ("partition", "entity"): ["data=triples", "task=knowledge_graph", "partition.num_clients=3"],
     ("partition", "natural"): ["data=interactions", "task=skipgram"],
     ("cohort", "uniform"): ["cohort.size=3"],
+    ("experiment", "knowledge_graph"): ["partition.num_clients=3"],
     ("experiment", "online_retail"): ["task=factorization", "cohort.size=2"],
 }
 # Which data a task can learn from; every other pair must be refused.

@@ -87,7 +87,10 @@ def test_a_resumed_run_trains_its_ablations_from_the_start(tmp_path: Path) -> No
             r"^ablations must have names of their own, got 'popularity'",
         ),
         ("+ablations.flat=task.dim", r"^ablations\.flat must be a list"),
-        ('ablations.flat=["task.dim=4"]', r"ablations are added one by one, as in '\+ablations"),
+        (
+            'ablations.flat=["task.dim=4"]',
+            r"ablations are added one by one, quoted within, as in '\+ablations",
+        ),
     ],
 )
 def test_wrong_ablations_are_refused_before_anything_is_trained(
