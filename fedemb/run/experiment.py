@@ -80,7 +80,8 @@ def describe_data(parts: Parts) -> str:
     data = parts.dataset
     sizes = data.train.sizes
     held = sizes[sizes > 0]
-    entities = ", ".join(f"{len(v):,} {name}s" for name, v in data.vocabularies.items())
+    plurals = {name: f"{name[:-1]}ies" if name.endswith("y") else f"{name}s" for name in data.vocabularies}
+    entities = ", ".join(f"{len(v):,} {plurals[name]}" for name, v in data.vocabularies.items())
     quantiles = np.percentile(held, [0, 50, 100]).astype(int)
     idle = f", {len(sizes) - len(held):,} without any" if len(held) < len(sizes) else ""
     return (
