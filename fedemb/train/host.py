@@ -90,7 +90,7 @@ class Host:
     ) -> Evaluated:
         """Every client's own copy measured on its data: the model after more passes over these data, then thrown away.
 
-        One client after another, for each has a copy of all tables; those without anything to measure come first out.
+        One client after another, for each has a copy of all tables while it is measured.
         """
         if self.evaluation is None:
             return Evaluated({}, {}, clients)
