@@ -158,22 +158,42 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """How rows are drawn for every client and step: independently of the data, from a public distribution.
+
+    Attributes:
+        count: How many.
+        cdf: ``(rows,)`` cumulative distribution over the table's rows; None: uniform.
+    """
+
+    count: int
+    cdf: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Rows of one table that all examples of a client in a step are compared with.
 
     Attributes:
         points: ``(clients, most, coordinates)``; a client with fewer rows is filled up with its last one.
-        present: ``(clients, most)`` bool: whether it is a row of its own, no filling and no repetition.
+        weight: ``(clients, most)`` float64: how many of the table's rows it stands for. A drawn row: how often it was
+            drawn over how often that was expected, so that weighted sums estimate those over the whole table. One of
+            all that the client holds: 1. Filling, and a row that stands here already: 0.
         client: ``(examples,)`` position of the example's client on the first axis.
         place: ``(examples, k)`` where the example's own lookups stand among its client's rows; -1 where they do not.
         known: ``(examples, most)`` bool: answers that the client knows to be true; None without an ``Exclusion``.
     """
 
     points: Tensor
-    present: Tensor
+    weight: Tensor
     client: Tensor
     place: Tensor
     known: Tensor | None = None
+
+    @property
+    def present(self) -> Tensor:
+        """``(clients, most)`` bool: whether it is a row of its own, no filling and no repetition."""
+        return self.weight > 0
 
 
 @runtime_checkable
@@ -185,9 +205,9 @@ class ListwiseTask(Protocol):
     """
 
     @property
-    def candidates(self) -> Mapping[str, int | None]:
-        """Per table, which rows: so many drawn uniformly for every client and step, from a public distribution;
-        None: every row that the client's examples look up in the round. An empty mapping: an ordinary task.
+    def candidates(self) -> Mapping[str, Drawn | None]:
+        """Per table, which rows: drawn for every client and step; None: every row that the client's examples look up
+        in the round. An empty mapping: an ordinary task.
         """
         ...
 

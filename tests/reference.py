@@ -6,6 +6,7 @@ Candidates of a listwise loss are looked up again in every batch, all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from fedemb.seeds import bits, stream_keys, uniforms
 from fedemb.train.candidates import candidate_tables
 from fedemb.train.optimizers import SGD, Adagrad, Adam
 from fedemb.train.rows import LocalTraining
-from fedemb.types import Candidates, Table, Task
+from fedemb.types import Candidates, Drawn, Table, Task
 
 
 @dataclass
@@ -61,27 +62,41 @@ def _step_rows(settings: LocalTraining, manifold, points, gradient, touched, sta
         points[row] = manifold.project(manifold.exp(x, manifold.from_frame(x, step)))
 
 
-def _drawn(table: Table, count: int, step: int, seed: int, round: int, epoch: int, client: int) -> list[int]:
-    """One row from each of ``count`` equal ranges of a table."""
-    count = min(count, table.num_rows)
+def _drawn(
+    table: Table, drawn: Drawn, step: int, seed: int, round: int, epoch: int, client: int
+) -> tuple[list[int], list[float]]:
+    """One row from each of equally likely ranges of a table, and how many rows each stands for."""
+    count = min(drawn.count, table.num_rows)
     key = stream_keys(seed, f"candidates/{table.name}", round, epoch, client)
     numbers = uniforms(key, count, step * count)[0]
-    return [min(int((n + u) * table.num_rows / count), table.num_rows - 1) for n, u in enumerate(numbers)]
+    chance, rows = [1 / table.num_rows] * table.num_rows, []
+    if drawn.cdf is not None:
+        cdf = drawn.cdf.tolist()
+        chance = [after - before for before, after in pairwise([0.0, *cdf])]
+    for n, u in enumerate(numbers):
+        row, left = 0, (n + u) / count
+        while row < table.num_rows - 1 and left >= sum(chance[: row + 1]):
+            row += 1
+        rows.append(row)
+    return rows, [1 / (count * chance[row]) for row in rows]
 
 
 def _candidates(
     leaves: dict[str, Tensor],
-    rows: dict[str, list[int]],
+    rows: dict[str, tuple[list[int], list[float]]],
     ids: dict[str, Tensor],
     known: list[set[int]] | None,
 ) -> dict[str, Candidates]:
     """These rows of each table beside the lookups of a batch; ``known``: true answers of each example."""
     found = {}
-    for name, ours in rows.items():
+    for name, (ours, stands_for) in rows.items():
         place = torch.tensor(
             [[ours.index(i) if i in ours else -1 for i in line] for line in ids[name].tolist()]
         )
-        present = torch.tensor([[row not in ours[:n] for n, row in enumerate(ours)]])
+        weight = [
+            0.0 if row in ours[:n] else sum(w for r, w in zip(ours, stands_for, strict=True) if r == row)
+            for n, row in enumerate(ours)
+        ]
         true = None
         if known is not None:
             first = [row not in ours[:n] for n, row in enumerate(ours)]
@@ -89,7 +104,9 @@ def _candidates(
                 [[row in k and new for row, new in zip(ours, first, strict=True)] for k in known]
             )
         client = torch.zeros(len(place), dtype=torch.int64)
-        found[name] = Candidates(leaves[name][ours][None], present, client, place, true)
+        found[name] = Candidates(
+            leaves[name][ours][None], torch.tensor([weight], dtype=torch.float64), client, place, true
+        )
     return found
 
 
@@ -143,12 +160,13 @@ def train_client(
         order.sort(key=lambda i: int(bits(shuffle, 1, i)[0, 0]))
         epochs.append((batch, order))
     held = {}
-    for table, count in candidate_tables(task):
-        if count is None:
+    for table, drawn in candidate_tables(task):
+        if drawn is None:
             ids = [
                 task.lookup({n: c[order] for n, c in batch.items()})[table.name] for batch, order in epochs
             ]
-            held[table.name] = sorted({int(i) for part in ids for i in part.flatten()})
+            mine = sorted({int(i) for part in ids for i in part.flatten()})
+            held[table.name] = mine, [1.0] * len(mine)
     for epoch, (batch, order) in enumerate(epochs):
         size = settings.batch_size or max(1, len(order))
         for start in range(0, len(order), size):
@@ -160,9 +178,9 @@ def train_client(
             vectors = {name: leaves[name][ids[name]] for name in points}
             expanded = {name: v.expand(len(lines), *v.shape) for name, v in dense_leaves.items()}
             rows = dict(held)
-            for table, count in candidate_tables(task):
-                if count is not None:
-                    rows[table.name] = _drawn(table, count, start // size, seed, round, epoch, client)
+            for table, drawn in candidate_tables(task):
+                if drawn is not None:
+                    rows[table.name] = _drawn(table, drawn, start // size, seed, round, epoch, client)
             if rows:
                 own_known = None if known is None else [known[i] for i in lines.tolist()]
                 loss = task.loss(vectors, expanded, part, _candidates(leaves, rows, ids, own_known))
@@ -173,7 +191,7 @@ def train_client(
             weights = part["weight"] if "weight" in part else torch.ones_like(loss)
             (loss * weights / len(lines)).sum().backward()
             for name in points:
-                touched = sorted({*ids[name].flatten().tolist(), *rows.get(name, [])})
+                touched = sorted({*ids[name].flatten().tolist(), *rows.get(name, ([], []))[0]})
                 moved[name] |= set(touched)
                 counts[name] += torch.bincount(ids[name].flatten(), minlength=len(points[name]))
                 with torch.no_grad():

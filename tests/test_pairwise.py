@@ -26,22 +26,29 @@ def points(space: Manifold, shape: tuple[int, ...], radius: float, seed: int) ->
     return space.exp(origin, space.from_frame(origin, frame)).requires_grad_()
 
 
-def slow(space: Manifold, x: Tensor, y: Tensor, keep: Tensor, scale: Tensor | None) -> Tensor:
+def slow(
+    space: Manifold, x: Tensor, y: Tensor, keep: Tensor, scale: Tensor | None, weight: Tensor | None
+) -> Tensor:
     distance = space.distance(x.unsqueeze(-2), y.unsqueeze(-3))
     distance = distance if scale is None else distance * scale.unsqueeze(-1)
-    return ((-distance).exp() * keep).sum(-1)
+    near = (-distance).exp() * keep
+    return (near if weight is None else near * weight.unsqueeze(-2)).sum(-1)
 
 
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("radius", [0.1, 2.0, 7.0])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_sum_and_gradient_equal_distances_one_by_one(name: str, radius: float, scaled: bool) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sum_and_gradient_equal_distances_one_by_one(
+    name: str, radius: float, scaled: bool, weighted: bool
+) -> None:
     space = SPACES[name]
     x, y = points(space, (3, 5), radius, 0), points(space, (3, 8), radius, 1)
     keep = torch.rand(3, 5, 8, generator=torch.Generator().manual_seed(2)) < 0.6
     scale = torch.linspace(0.5, 2.0, 15, dtype=torch.float64).view(3, 5).requires_grad_() if scaled else None
+    weight = torch.linspace(0.2, 30.0, 24, dtype=torch.float64).view(3, 8) if weighted else None
     wanted = [x, y] if scale is None else [x, y, scale]
-    fast, expected = (how(space, x, y, keep, scale) for how in (sum_exp_distances, slow))
+    fast, expected = (how(space, x, y, keep, scale, weight) for how in (sum_exp_distances, slow))
     torch.testing.assert_close(fast, expected, rtol=1e-9, atol=0)
     pairs = zip(
         wanted,

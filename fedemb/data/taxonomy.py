@@ -113,6 +113,8 @@ def taxonomy_dataset(
         label = label_pairs(taxonomy, validation_share, test_share, seed)
         counts.update({f"{name}_pairs": int((label == number).sum()) for name, number in SPLITS.items()})
         train, held_out = split_pairs(train, taxonomy, label)
+    seen = np.concatenate((train.columns["child"], train.columns["parent"]))
+    vocabulary = Vocabulary(vocabulary.names, np.bincount(seen, minlength=len(vocabulary)))
     return Dataset(
         train=train,
         vocabularies={"node": vocabulary},

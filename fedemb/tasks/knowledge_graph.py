@@ -17,7 +17,7 @@ from fedemb.manifolds import Euclidean
 from fedemb.tasks.listwise import Blocks
 from fedemb.tasks.noise import uniform_ids
 from fedemb.tasks.scoring import MODELS, Scoring
-from fedemb.types import Batch, Candidates, Dataset, Dense, Exclusion, Table
+from fedemb.types import Batch, Candidates, Dataset, Dense, Drawn, Exclusion, Table
 
 OBJECTIVES = ("one_vs_all", "sampled")
 AGAINST = ("all", "own")
@@ -148,10 +148,10 @@ class KnowledgeGraph:
         return ()
 
     @property
-    def candidates(self) -> Mapping[str, int | None]:
+    def candidates(self) -> Mapping[str, Drawn | None]:
         if self.objective != "one_vs_all":
             return {}
-        return {"entity": None if self.against == "own" else self.num_entities}
+        return {"entity": None if self.against == "own" else Drawn(self.num_entities)}
 
     @property
     def num_draws(self) -> int:

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedemb.data.shards import offsets_of
 from fedemb.seeds import stream_keys, uniforms
-from fedemb.types import Candidates, Int64, ListwiseTask, Table, Task
+from fedemb.types import Candidates, Drawn, Int64, ListwiseTask, Table, Task
 
 
-def candidate_tables(task: Task) -> list[tuple[Table, int | None]]:
-    """The tables that a task compares its examples with rows of, and how many are drawn (None: all that are held)."""
-    wanted: Mapping[str, int | None] = task.candidates if isinstance(task, ListwiseTask) else {}
+def candidate_tables(task: Task) -> list[tuple[Table, Drawn | None]]:
+    """The tables that a task compares its examples with rows of, and how these are drawn (None: all that are held)."""
+    wanted: Mapping[str, Drawn | None] = task.candidates if isinstance(task, ListwiseTask) else {}
     return [(table, wanted[table.name]) for table in task.tables if table.name in wanted]
 
 
@@ -26,54 +27,75 @@ class Draw:
 
     Attributes:
         ids: ``(client steps, count)`` ascending in each; those of a step are together, clients ascending.
+        weight: ``(client steps, count)`` as ``Candidates.weight``.
         owner: ``(client steps,)`` whose copies of the rows they are.
         bounds: ``(steps + 1,)`` where each step begins.
     """
 
     ids: Tensor
+    weight: Tensor
     owner: Tensor
     bounds: list[int]
 
     def to(self, device: torch.device) -> Draw:
         """The same rows elsewhere."""
-        return Draw(self.ids.to(device), self.owner.to(device), self.bounds)
+        return Draw(self.ids.to(device), self.weight.to(device), self.owner.to(device), self.bounds)
 
 
 def draw_rows(
-    table: Table, count: int, num_batches: Int64, seed: int, round: int, epoch: int, clients: Int64
+    table: Table, drawn: Drawn, num_batches: Int64, seed: int, round: int, epoch: int, clients: Int64
 ) -> Draw:
-    """Rows drawn uniformly from a public distribution, anew for every client and step.
+    """Rows drawn from a public distribution, anew for every client and step.
 
-    Stratified: one from each of ``count`` equal ranges of ids, so that hardly any comes twice and ``count`` of the
-    table's height are all rows.
+    Stratified: one from each of ``count`` equally likely ranges of ids, so that few come twice, and as many as a
+    table's height, drawn uniformly, are all rows.
 
     Args:
         table: Whose rows.
-        count: How many; at most the table's height are drawn.
+        drawn: How; at most as many as the table's height.
         num_batches: ``(clients,)`` steps of each client.
         seed: The run's seed.
         round: The round.
         epoch: The epoch in this round.
         clients: ``(clients,)`` ids.
     """
-    count = min(count, table.num_rows)
+    count = min(drawn.count, table.num_rows)
     client = np.repeat(np.arange(len(clients)), num_batches)
     step = np.arange(len(client)) - np.repeat(offsets_of(num_batches)[:-1], num_batches)
     order = np.lexsort((client, step))
     client, step = client[order], step[order]
     keys = stream_keys(seed, f"candidates/{table.name}", round, epoch, clients)[client]
     uniform = uniforms(keys, count, step * count)
-    ids = ((np.arange(count) + uniform) * (table.num_rows / count)).astype(np.int64)
+    quantile = (np.arange(count) + uniform) / count
+    if drawn.cdf is None:
+        ids = (quantile * table.num_rows).astype(np.int64)
+        weight = np.full(ids.shape, table.num_rows / count)
+    else:
+        cdf = drawn.cdf.numpy()
+        ids = np.searchsorted(cdf, quantile, side="right")
+        weight = 1 / (count * np.diff(cdf, prepend=0.0))[np.minimum(ids, table.num_rows - 1)]
     np.minimum(ids, table.num_rows - 1, out=ids)
     owner = client if table.shared else clients[client]
     bounds = offsets_of(np.bincount(step, minlength=int(num_batches.max(initial=0)))).tolist()
-    return Draw(torch.from_numpy(ids), torch.from_numpy(owner), bounds)
+    return Draw(
+        torch.from_numpy(ids), torch.from_numpy(_pooled(weight, ids)), torch.from_numpy(owner), bounds
+    )
+
+
+def _pooled(weight: npt.NDArray[np.float64], ids: Int64) -> npt.NDArray[np.float64]:
+    """Weights ``(lines, count)`` of ascending ids, those of repeated ones added to the first."""
+    first = np.ones(ids.shape, dtype=np.bool_)
+    first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    pooled = np.zeros(ids.shape)
+    if ids.size:
+        pooled[first] = np.add.reduceat(weight.reshape(-1), np.flatnonzero(first))
+    return pooled
 
 
 def compared(
     points: Tensor,
     positions: Tensor,
-    present: Tensor,
+    weight: Tensor,
     client: Tensor,
     at: Tensor,
     answers: tuple[Tensor, Tensor] | None,
@@ -82,8 +104,8 @@ def compared(
 
     Args:
         points: ``(rows, coordinates)`` the copy.
-        positions: ``(clients, most)`` rows of each client, ascending where ``present``, filled up with the last.
-        present: ``(clients, most)``.
+        positions: ``(clients, most)`` rows of each client, ascending, filled up with the last.
+        weight: ``(clients, most)`` as ``Candidates.weight``.
         client: ``(examples,)`` row of ``positions`` that belongs to the example.
         at: ``(examples, k)`` positions of the example's lookups.
         answers: ``(known,)`` example and position of all that is known to be true, wherever it is; None: do not ask.
@@ -105,4 +127,4 @@ def compared(
         hit = found >= 0
         known[example[hit], found[hit]] = True
     gathered = points.index_select(0, positions.reshape(-1)).view(*positions.shape, -1)
-    return Candidates(gathered.requires_grad_(), present, client, place(client[:, None], at), known)
+    return Candidates(gathered.requires_grad_(), weight, client, place(client[:, None], at), known)

@@ -112,7 +112,7 @@ def epoch_of(
     if "weight" in columns:
         scale = scale * columns["weight"]
     if "owner" in columns and any(
-        not table.shared and count is not None for table, count in candidate_tables(task)
+        not table.shared and drawn is not None for table, drawn in candidate_tables(task)
     ):
         raise ValueError(
             "candidates of a personal table must not be drawn for pooled data: whose would they be?"
@@ -127,9 +127,9 @@ def epoch_of(
         scale,
         steps.tolist(),
         {
-            table.name: draw_rows(table, count, num_batches, seed, round, epoch, clients)
-            for table, count in candidate_tables(task)
-            if count is not None
+            table.name: draw_rows(table, drawn, num_batches, seed, round, epoch, clients)
+            for table, drawn in candidate_tables(task)
+            if drawn is not None
         },
         None if known is None else known.index_select(0, at),
     )

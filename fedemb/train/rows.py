@@ -157,9 +157,7 @@ def _candidates(
     owner = owner_of(local.table, epoch)[lines]
     if draw is not None:
         drawn = slice(draw.bounds[step], draw.bounds[step + 1])
-        positions, ids = local.draws[number][drawn], draw.ids[drawn]
-        present = torch.ones_like(ids, dtype=torch.bool)
-        present[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        positions, weight = local.draws[number][drawn], draw.weight[drawn]
         client = torch.searchsorted(draw.owner[drawn], owner)
     elif any(table is local.table for table, _ in candidate_tables(task)):
         holders, client = torch.unique(owner, return_inverse=True)
@@ -167,7 +165,7 @@ def _candidates(
         sizes = end - first
         place = torch.arange(int(sizes.max()), device=owner.device)
         positions = first[:, None] + torch.minimum(place, sizes[:, None] - 1)
-        present = place < sizes[:, None]
+        weight = (place < sizes[:, None]).double()
     else:
         return None
     answers = None
@@ -177,7 +175,7 @@ def _candidates(
         at = torch.searchsorted(local.keys, keys).clamp_(max=len(local.keys) - 1)
         answers = example, torch.where(local.keys[at] == keys, at, -1)
     points, at = local.parameter.points, local.lookups[number][lines]
-    return compared(points, positions, present, client, at, answers), positions.reshape(-1)
+    return compared(points, positions, weight, client, at, answers), positions.reshape(-1)
 
 
 def _step(
@@ -327,10 +325,10 @@ def _client_bytes(task: Task, shards: Shards, settings: LocalTraining) -> Int64:
     sizes = shards.sizes
     total = np.maximum(sizes, 1) * _example_bytes(task, shards, settings)
     in_step = np.minimum(sizes, settings.batch_size) if settings.batch_size else sizes
-    for table, count in candidate_tables(task):
+    for table, drawn in candidate_tables(task):
         held = np.minimum(2 * sizes, table.num_rows)
-        most = held if count is None else np.full_like(sizes, min(count, table.num_rows))
-        steps = settings.epochs * -(-sizes // np.maximum(in_step, 1)) if count is not None else 1
+        most = held if drawn is None else np.full_like(sizes, min(drawn.count, table.num_rows))
+        steps = settings.epochs * -(-sizes // np.maximum(in_step, 1)) if drawn is not None else 1
         total += in_step * most * _COMPARISON_BYTES + most * (3 * _row_bytes(table) + 24 * steps)
     return total
 

@@ -90,6 +90,17 @@ TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
         init_scale=0.3,
         shared_negatives=True,
     ),
+    "corrected": lambda: of(
+        Hierarchical,
+        tree(),
+        dim=3,
+        manifold="poincare",
+        negatives=4,
+        init_scale=0.3,
+        shared_negatives=True,
+        log_q_correction=True,
+        noise_power=0.75,
+    ),
     "learnt-curvature": lambda: of(
         Hierarchical,
         tree(),
@@ -240,10 +251,10 @@ def whole_tables(task: Task, points: dict[str, Tensor], batch: dict[str, Tensor]
         place = ids[table.name]
         known = torch.zeros(len(place), table.num_rows, dtype=torch.bool)
         known[:, :2] = task.exclusion is not None
-        present = torch.ones(1, table.num_rows, dtype=torch.bool)
+        weight = torch.ones(1, table.num_rows, dtype=torch.float64)
         client = torch.zeros(len(place), dtype=torch.int64)
         found[table.name] = Candidates(
-            points[table.name][None], present, client, place, known if task.exclusion else None
+            points[table.name][None], weight, client, place, known if task.exclusion else None
         )
     return found
 
@@ -394,10 +405,10 @@ def test_of_candidates_only_their_set_counts(name: str) -> None:
     for table, own in rows.items():
         order = torch.randperm(own.points.shape[1], generator=torch.Generator().manual_seed(0))
         filled = torch.cat((own.points[0][order], own.points[0, order[-1:]].expand(2, -1)))
-        present = torch.arange(len(filled)) < len(order)
+        weight = (torch.arange(len(filled)) < len(order)).double()
         known = own.known if own.known is None else torch.nn.functional.pad(own.known[:, order], (0, 2))
         others[table] = Candidates(
-            filled.expand(4, -1, -1), present.expand(4, -1), client, torch.argsort(order)[own.place], known
+            filled.expand(4, -1, -1), weight.expand(4, -1), client, torch.argsort(order)[own.place], known
         )
     whole = loss_of(task, vectors, model.dense, batch, rows)
     same_set = loss_of(task, vectors, model.dense, batch, others)
@@ -470,7 +481,7 @@ def test_dtype_is_kept_and_updates_are_in_frames(name: str) -> None:
             assert rows.values.shape == (len(rows.rows), table.dim)
             assert rows.rows.dtype == rows.offsets.dtype == torch.int64
             assert rows.values.isfinite().all()
-            drawn = any(t is table and count is not None for t, count in candidate_tables(task))
+            drawn = any(t is table and drawn is not None for t, drawn in candidate_tables(task))
             assert (rows.counts >= (0 if drawn else 1)).all()
     assert updates.weights.dtype == torch.float64
 

@@ -21,7 +21,7 @@ from fedemb.train.initial import initial_dense, initial_table
 from fedemb.train.optimizers import SGD, Adagrad, Adam
 from fedemb.train.personal import personal_rows
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
-from fedemb.types import Dense, Exclusion, ListwiseTask, Table, Task
+from fedemb.types import Dense, Drawn, Exclusion, ListwiseTask, Table, Task
 from tests.reference import train_client
 
 NUM_ITEMS, NUM_RELATIONS, SIZES = 23, 3, np.array([7, 0, 1, 12, 5])
@@ -42,7 +42,7 @@ class Double:
         object.__setattr__(self, "tables", tables)
 
     @property
-    def candidates(self) -> Mapping[str, int | None]:
+    def candidates(self) -> Mapping[str, Drawn | None]:
         return self.inner.candidates if isinstance(self.inner, ListwiseTask) else {}
 
     def loss(self, *args) -> Tensor:  # named, so that a Protocol finds it
@@ -134,6 +134,16 @@ TASKS = {
     "distmult": (lambda: graph_task("distmult", "one_vs_all", True, "personal", 0.1), TRIPLES),
     "listwise": (
         lambda: Hierarchical(NUM_ITEMS, 3, "poincare", negatives=6, init_scale=0.3, shared_negatives=True),
+        ("child", "parent"),
+    ),
+    "corrected": (
+        lambda: Hierarchical(
+            NUM_ITEMS, 3, "poincare", -1.0, 9, 0.3, True, True, True, log_q_correction=True, cdf=cdf() ** 2
+        ),
+        ("child", "parent"),
+    ),
+    "corrected-alone": (
+        lambda: Hierarchical(NUM_ITEMS, 3, "lorentz", -1.0, 6, 0.3, log_q_correction=True, cdf=cdf() ** 2),
         ("child", "parent"),
     ),
     "rotate": (lambda: graph_task("rotate", "sampled", False, "personal", 0.1), TRIPLES),
