@@ -54,6 +54,16 @@ def _lorentz(manifold: Manifold, points: Tensor) -> Tensor:
     return torch.cat((1 + squared, 2 * ball), dim=-1) / (1 - squared)
 
 
+def _power_(base: Tensor, exponent: Tensor | float) -> None:
+    """In place; by squaring for 1, 2, 4, 8..., which is several times faster than ``pow``."""
+    doublings = 0.5 if isinstance(exponent, Tensor) else math.log2(exponent)
+    if doublings >= 0 and doublings == int(doublings):
+        for _ in range(int(doublings)):
+            base.square_()
+    else:
+        base.pow_(exponent)
+
+
 class _SumExpDistances(torch.autograd.Function):
     """With ``z = t_x t_y - <x, y> = cosh d``: ``exp(-d) = 1 / (z + sqrt(z^2 - 1))``, so no logarithm is needed.
 
@@ -72,7 +82,7 @@ class _SumExpDistances(torch.autograd.Function):
         cosh = (x @ signed.transpose(-1, -2)).clamp_(min=1)
         sinh = torch.addcmul(cosh.new_tensor(-1), cosh, cosh).sqrt_()
         near = cosh.add_(sinh).reciprocal_()
-        near.pow_(unit if scale is None else unit * scale.unsqueeze(-1))
+        _power_(near, unit if scale is None else unit * scale.unsqueeze(-1))
         near.mul_(keep)
         if weight is not None:
             near.mul_(weight.unsqueeze(-2))

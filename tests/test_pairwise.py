@@ -16,6 +16,7 @@ SPACES: dict[str, Manifold] = {
     "lorentz": Lorentz(),
     "curved-poincare": Poincare(-0.3),
     "curved-lorentz": Lorentz(-2.5),
+    "nearly-flat": Poincare(-1 / 16),
 }
 
 
