@@ -95,9 +95,11 @@ class _SumExpDistances(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("sum_exp_distances has a first derivative only, got create_graph=True")
         x, signed, near, sinh, scale, weight = ctx.saved_tensors
-        tiny = torch.finfo(sinh.dtype).tiny ** 0.5
         by_cosh = gradient * ctx.unit if scale is None else gradient * (ctx.unit * scale)
-        slope = (near / sinh.clamp_(min=tiny)).mul_(-by_cosh.unsqueeze(-1))
+        # The product knows cosh to about epsilon t_x t_y: nearer than that, points push each other less, not more.
+        rounding = (8 * torch.finfo(sinh.dtype).eps) ** 0.5
+        nearest = (x[..., :1].sqrt() * rounding) @ signed[..., :1].sqrt().transpose(-1, -2)
+        slope = (near / torch.maximum(sinh, nearest)).mul_(-by_cosh.unsqueeze(-1))
         by_y = slope.transpose(-1, -2) @ x
         by_scale = None
         if ctx.needs_input_grad[4]:

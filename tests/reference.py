@@ -193,7 +193,9 @@ def train_client(
             for name in points:
                 touched = sorted({*ids[name].flatten().tolist(), *rows.get(name, ([], []))[0]})
                 moved[name] |= set(touched)
-                counts[name] += torch.bincount(ids[name].flatten(), minlength=len(points[name]))
+                negatives = part["negatives"].shape[1] if "negatives" in part else 0
+                seen_ids = ids[name][:, : max(1, ids[name].shape[1] - negatives)]
+                counts[name] += torch.bincount(seen_ids.flatten(), minlength=len(points[name]))
                 with torch.no_grad():
                     _step_rows(
                         settings, spaces[name], points[name], leaves[name].grad, touched, states[name], rate

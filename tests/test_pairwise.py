@@ -75,7 +75,23 @@ def test_a_point_beside_itself_has_a_finite_gradient(name: str) -> None:
     total = sum_exp_distances(space, x, x.detach().clone(), torch.eye(4, dtype=torch.bool))
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
     (gradient,) = torch.autograd.grad(total.sum(), x)
-    assert gradient.isfinite().all()
+    length = space.norm(x.detach(), space.riemannian_gradient(x.detach(), gradient))
+    assert (length <= 1e-6).all()
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if name != "euclidean"])
+@pytest.mark.parametrize(("radius", "apart"), [(0.001, 1e-12), (0.5, 1e-9), (4.0, 1e-7), (8.0, 1e-5)])
+def test_points_closer_than_rounding_do_not_push_harder_than_others(
+    name: str, radius: float, apart: float
+) -> None:
+    space = SPACES[name]
+    x = points(space, (64,), radius, 0)
+    frame = torch.randn(64, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    frame *= apart / frame.norm(dim=-1, keepdim=True)
+    y = space.exp(x.detach(), space.from_frame(x.detach(), frame))
+    total = sum_exp_distances(space, x, y, torch.eye(64, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(total.sum(), x)
+    assert float(space.norm(x.detach(), space.riemannian_gradient(x.detach(), gradient)).max()) < 1.5
 
 
 def test_nothing_kept_is_zero_with_gradient_zero() -> None:

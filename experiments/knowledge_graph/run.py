@@ -20,13 +20,13 @@ import fedemb
 
 HERE = Path(__file__).parent
 METRICS = ["mrr", "hits@1", "hits@10", "fede_mrr", "accuracy"]
-FIELDS = ["model", "clients", "phase", *METRICS, "mean_over_clients", "worst_client", "cpu_seconds"]
-# Tried for each on validation triples of seed 1: README.md.
+FIELDS = ["model", "clients", "rounds", "phase", *METRICS, "mean_over_clients", "worst_client", "cpu_seconds"]
+_PLAIN = ["~ablations.uniform", "~ablations.fedavg"]  # these are compared for one model
 MODELS: dict[str, list[str]] = {
     "complex": [],
-    "distmult": ["task.model=distmult"],
-    "transe": ["task.model=transe", "task.objective=sampled", "task.n3=0", "task.reciprocal=false"],
-    "rotate": ["task.model=rotate", "task.objective=sampled", "task.n3=0", "task.reciprocal=false"],
+    "distmult": ["task.model=distmult", *_PLAIN],
+    "transe": [*_PLAIN, "task.model=transe", "task.objective=sampled", "task.n3=0", "task.reciprocal=false"],
+    "rotate": [*_PLAIN, "task.model=rotate", "task.objective=sampled", "task.n3=0", "task.reciprocal=false"],
 }
 CLIENTS = (5, 10)
 
@@ -37,7 +37,7 @@ def measure(model: str, num_clients: int, path: Path, rounds: int) -> Iterator[d
     begin = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         run = fedemb.train(
-            [*given, *MODELS[model], f"rounds={rounds}", "evaluate_every=0", "ablations={}"],
+            [*given, *MODELS[model], f"rounds={rounds}", "evaluate_every=0"],
             Path(folder) / "run",
         )
         summary = run.summary
@@ -45,8 +45,8 @@ def measure(model: str, num_clients: int, path: Path, rounds: int) -> Iterator[d
     overall = {"federated": summary["metrics"], **summary["baselines"]}
     spreads = {"federated": summary["per_client"], **summary["baselines_per_client"]}
     for phase, metrics in overall.items():
-        line: dict[str, Any] = {"model": model, "clients": num_clients, "phase": phase}
-        line |= {name: round(metrics[name], 4) for name in METRICS}
+        line: dict[str, Any] = {"model": model, "clients": num_clients, "rounds": rounds, "phase": phase}
+        line |= {name: round(metrics[name], 4) if name in metrics else "" for name in METRICS}
         own = spreads[phase]["mrr"]  # of fewer than twenty clients, the worst tenth is one
         line |= {"mean_over_clients": round(own["mean"], 4), "worst_client": round(own["worst_decile"], 4)}
         yield {**line, "cpu_seconds": seconds if phase == "federated" else ""}
@@ -65,10 +65,10 @@ def main() -> None:
     if not arguments.again and (HERE / "results.csv").is_file():
         with (HERE / "results.csv").open() as file:
             rows = list(csv.DictReader(file))
-    done = {(row["model"], int(row["clients"])) for row in rows}
+    done = {(row["model"], int(row["clients"]), int(row["rounds"])) for row in rows}
     for num_clients in CLIENTS:
         for model in MODELS if arguments.only is None else [arguments.only]:
-            if (model, num_clients) in done:
+            if (model, num_clients, arguments.rounds) in done:
                 continue
             for line in measure(model, num_clients, arguments.path, arguments.rounds):
                 rows.append(line)

@@ -59,8 +59,8 @@ class Plain:
 
     - ``ratio``: sum of n[c, r] D / sum of n[c, r], n the lookups of r in c's training examples.
     - ``uniform``: sum of D / number of holders (FedE: Chen et al., "FedE: Embedding Knowledge Graphs in
-      Federated Setting", 2021, eq. 4).
-    - ``fedavg``: sum of w[c] D / sum of w[c] over the WHOLE cohort: who does not hold a row votes for
+      Federated Setting", 2021, eq. 4); who only drew r as a negative is no holder.
+    - ``fedavg``: sum of w[c] D / sum of w[c] over the WHOLE cohort: who did not touch a row votes for
       leaving it (McMahan et al., "Communication-Efficient Learning...", 2017, algorithm 1).
     - ``sum``: sum of w[c] D with weights in [0, 1]: ``fedavg`` with a server learning rate times the cohort. Local
       steps count fully, as if one machine had made them all from the same start.
@@ -117,7 +117,7 @@ class Plain:
                 clients.to(rows.values.device), rows.offsets.diff().to(rows.values.device)
             )
             return own.to(rows.values.dtype)
-        return torch.ones_like(rows.counts)
+        return (rows.counts > 0).to(rows.counts)  # who holds it
 
     def add(self, updates: Updates, tables: Mapping[str, Tensor]) -> None:
         """Adds a part of the cohort.

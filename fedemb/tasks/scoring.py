@@ -8,11 +8,14 @@ Complex numbers are stored as all real parts, then all imaginary parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_BLOCK_NUMBERS = 1 << 22  # of differences that are held at a time
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,48 @@ def _euclidean(query: Tensor, entities: Tensor) -> Tensor:
     return -torch.cdist(query, entities, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+class _SumOfModuli(torch.autograd.Function):
+    """``(..., n, m)``: sums of ``|q - e|`` over complex coordinates, a few entities at a time.
+
+    All differences at once would be as large as the scores times the width.
+    """
+
+    @staticmethod
+    def _differences(query: Tensor, entities: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        size = max(1, _BLOCK_NUMBERS // max(1, query.numel()))
+        for start in range(0, entities.shape[-2], size):
+            block = slice(start, start + size)
+            difference = query.unsqueeze(-2) - entities[..., block, :].unsqueeze(-3)
+            yield block, difference, _modulus(difference)
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, entities: Tensor) -> Tensor:
+        ctx.save_for_backward(query, entities)
+        batch = torch.broadcast_shapes(query.shape[:-2], entities.shape[:-2])  # type: ignore[no-untyped-call]
+        total = query.new_empty(*batch, query.shape[-2], entities.shape[-2])
+        for block, _, modulus in _SumOfModuli._differences(query, entities):
+            total[..., block] = modulus.sum(-1)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("RotatE's scores have a first derivative only, got create_graph=True")
+        query, entities = ctx.saved_tensors
+        by_query, by_entities = [], []
+        tiny = torch.finfo(query.dtype).tiny
+        for block, difference, modulus in _SumOfModuli._differences(query, entities):
+            slope = gradient[..., block].unsqueeze(-1) / modulus.clamp_min(tiny)
+            change = difference.mul_(torch.cat((slope, slope), dim=-1))
+            by_query.append(change.sum(-2))
+            by_entities.append(-change.sum(-3))
+        of_query = torch.stack(by_query).sum(0).sum_to_size(query.shape)
+        return of_query, torch.cat(by_entities, dim=-2).sum_to_size(entities.shape)
+
+
 def _sum_of_moduli(query: Tensor, entities: Tensor) -> Tensor:
-    return -_modulus(query.unsqueeze(-2) - entities.unsqueeze(-3)).sum(-1)
+    total: Tensor = _SumOfModuli.apply(query, entities)  # type: ignore[no-untyped-call]
+    return -total
 
 
 def _same_width(dim: int) -> int:

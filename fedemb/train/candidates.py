@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +22,31 @@ def candidate_tables(task: Task) -> list[tuple[Table, Drawn | None]]:
     return [(table, wanted[table.name]) for table in task.tables if table.name in wanted]
 
 
+Float64: TypeAlias = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Draw:
     """Rows of a table drawn for every client and step of an epoch.
 
     Attributes:
-        ids: ``(client steps, count)`` ascending in each; those of a step are together, clients ascending.
-        weight: ``(client steps, count)`` as ``Candidates.weight``.
-        owner: ``(client steps,)`` whose copies of the rows they are.
-        bounds: ``(steps + 1,)`` where each step begins.
+        ids: ``(draws, count)`` ascending in each.
+        weight: ``(draws, count)`` as ``Candidates.weight``.
+        owner: ``(draws,)`` whose copies of the rows they are.
+        draw: ``(client steps,)`` the one of each client and step; those of a step are together, clients ascending.
+        bounds: ``(steps + 1,)`` where each step begins among these.
     """
 
     ids: Tensor
     weight: Tensor
     owner: Tensor
+    draw: Tensor
     bounds: list[int]
 
     def to(self, device: torch.device) -> Draw:
         """The same rows elsewhere."""
-        return Draw(self.ids.to(device), self.weight.to(device), self.owner.to(device), self.bounds)
+        moved = {name: getattr(self, name).to(device) for name in ("ids", "weight", "owner", "draw")}
+        return replace(self, **moved)
 
 
 def draw_rows(
@@ -48,7 +55,7 @@ def draw_rows(
     """Rows drawn from a public distribution, anew for every client and step.
 
     Stratified: one from each of ``count`` equally likely ranges of ids, so that few come twice, and as many as a
-    table's height, drawn uniformly, are all rows.
+    table's height, drawn uniformly, are all rows: then a client has one draw for all its steps.
 
     Args:
         table: Whose rows.
@@ -64,32 +71,41 @@ def draw_rows(
     step = np.arange(len(client)) - np.repeat(offsets_of(num_batches)[:-1], num_batches)
     order = np.lexsort((client, step))
     client, step = client[order], step[order]
-    keys = stream_keys(seed, f"candidates/{table.name}", round, epoch, clients)[client]
-    uniform = uniforms(keys, count, step * count)
-    quantile = (np.arange(count) + uniform) / count
-    if drawn.cdf is None:
-        ids = (quantile * table.num_rows).astype(np.int64)
-        weight = np.full(ids.shape, table.num_rows / count)
-    else:
-        cdf = drawn.cdf.numpy()
-        ids = np.searchsorted(cdf, quantile, side="right")
-        weight = 1 / (count * np.diff(cdf, prepend=0.0))[np.minimum(ids, table.num_rows - 1)]
-    np.minimum(ids, table.num_rows - 1, out=ids)
-    owner = client if table.shared else clients[client]
     bounds = offsets_of(np.bincount(step, minlength=int(num_batches.max(initial=0)))).tolist()
+    if drawn.cdf is None and count == table.num_rows:
+        busy = np.flatnonzero(num_batches)
+        ids, weight = np.tile(np.arange(count), (len(busy), 1)), np.ones((len(busy), count))
+        draw, client = np.searchsorted(busy, client), busy
+    else:
+        keys = stream_keys(seed, f"candidates/{table.name}", round, epoch, clients)[client]
+        quantile = (np.arange(count) + uniforms(keys, count, step * count)) / count
+        ids, weight = _at(quantile, drawn.cdf, table.num_rows)
+        draw = np.arange(len(client))
+    owner = client if table.shared else clients[client]
     return Draw(
-        torch.from_numpy(ids), torch.from_numpy(_pooled(weight, ids)), torch.from_numpy(owner), bounds
+        torch.from_numpy(ids),
+        torch.from_numpy(weight),
+        torch.from_numpy(owner),
+        torch.from_numpy(draw),
+        bounds,
     )
 
 
-def _pooled(weight: npt.NDArray[np.float64], ids: Int64) -> npt.NDArray[np.float64]:
-    """Weights ``(lines, count)`` of ascending ids, those of repeated ones added to the first."""
+def _at(quantile: Float64, cdf: Tensor | None, num_rows: int) -> tuple[Int64, Float64]:
+    """Rows ``(draws, count)`` at ascending quantiles of a distribution, and how many rows each stands for."""
+    count = quantile.shape[1]
+    if cdf is None:
+        ids = np.minimum((quantile * num_rows).astype(np.int64), num_rows - 1)
+        weight = np.full(ids.shape, num_rows / count)
+    else:
+        ids = np.minimum(np.searchsorted(cdf.numpy(), quantile, side="right"), num_rows - 1)
+        weight = 1 / (count * np.diff(cdf.numpy(), prepend=0.0))[ids]
     first = np.ones(ids.shape, dtype=np.bool_)
     first[:, 1:] = ids[:, 1:] != ids[:, :-1]
     pooled = np.zeros(ids.shape)
-    if ids.size:
+    if ids.size:  # a repeated row's weights are added to the first
         pooled[first] = np.add.reduceat(weight.reshape(-1), np.flatnonzero(first))
-    return pooled
+    return ids, pooled
 
 
 def compared(

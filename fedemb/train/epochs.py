@@ -14,7 +14,7 @@ from fedemb.seeds import bits, stream_keys, uniforms
 from fedemb.train.candidates import Draw, candidate_tables, draw_rows
 from fedemb.train.exclusion import key_bounds, known_candidates, known_pairs, known_ranges
 from fedemb.train.ragged import shuffled_batches
-from fedemb.types import Int64, Table, Task
+from fedemb.types import Batch, Int64, Table, Task
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ def epoch_of(
         },
         None if known is None else known.index_select(0, at),
     )
+
+
+def observed(ids: Tensor, batch: Batch) -> Tensor:
+    """Lookups ``(examples, k)`` without those of drawn negatives, which come last and say nothing of the client."""
+    negatives = batch.get("negatives")
+    return ids if negatives is None else ids[:, : max(1, ids.shape[1] - negatives.shape[1])]
 
 
 def owner_of(table: Table, epoch: Epoch) -> Tensor:

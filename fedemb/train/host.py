@@ -18,6 +18,7 @@ from fedemb.errors import RunError
 from fedemb.evaluate.spread import over_clients
 from fedemb.stages import on_clients
 from fedemb.train.apply import apply_
+from fedemb.train.epochs import observed
 from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, rows_of
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
@@ -126,21 +127,15 @@ class Host:
         draws = torch.zeros((shards.num_examples, self.task.num_draws), dtype=torch.float64)
         sampled = {**self.task.sample(columns, draws)}
         sampled.pop("keep", None)
-        observed = self.task.lookup(sampled)
+        lookups = self.task.lookup(sampled)
         client = torch.from_numpy(shards.owners())
         counts = {}
         for table in self.task.tables:
             if table.shared:
-                width = observed[table.name].shape[1] - _drawn(self.task, sampled)
-                ids = observed[table.name][:, : max(1, width)]
+                ids = observed(lookups[table.name], sampled)
                 held = torch.unique(ids + (client * table.num_rows)[:, None])
                 counts[table.name] = torch.bincount(held % table.num_rows, minlength=table.num_rows)
         return counts
-
-
-def _drawn(task: Task, sampled: Mapping[str, Tensor]) -> int:
-    negatives = sampled.get("negatives")
-    return 0 if negatives is None else negatives.shape[1]
 
 
 def save_kept(

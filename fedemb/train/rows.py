@@ -15,7 +15,7 @@ lines, and a client's result does not depend on its company.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 from fedemb.data.shards import Shards
 from fedemb.manifolds import Euclidean
 from fedemb.train.candidates import candidate_tables, compared
-from fedemb.train.epochs import Epoch, Examples, epoch_of, examples_of, owner_of, to_device
+from fedemb.train.epochs import Epoch, Examples, epoch_of, examples_of, observed, owner_of, to_device
 from fedemb.train.exclusion import known_answers
 from fedemb.train.optimizers import LocalOptimizer, OptimizerMemory, Parameter
 from fedemb.train.personal import PersonalRows
@@ -156,7 +156,7 @@ def _candidates(
     draw, lines = epoch.draws.get(local.table.name), slice(epoch.steps[step], epoch.steps[step + 1])
     owner = owner_of(local.table, epoch)[lines]
     if draw is not None:
-        drawn = slice(draw.bounds[step], draw.bounds[step + 1])
+        drawn = draw.draw[draw.bounds[step] : draw.bounds[step + 1]]
         positions, weight = local.draws[number][drawn], draw.weight[drawn]
         client = torch.searchsorted(draw.owner[drawn], owner)
     elif any(table is local.table for table, _ in candidate_tables(task)):
@@ -226,12 +226,12 @@ def _step(
     return loss.detach()
 
 
-def _row_updates(local: _Local, num_clients: int) -> RowUpdates:
+def _row_updates(local: _Local, epochs: Sequence[Epoch], num_clients: int) -> RowUpdates:
     table, manifold = local.table, local.table.manifold
     trained = local.parameter.points
     values = manifold.to_frame(local.received, manifold.log(local.received, trained))
-    lookups = torch.cat([position.reshape(-1) for position in local.lookups])
-    counts = torch.bincount(lookups, minlength=len(local.keys)).to(values.dtype)
+    own = [observed(at, epoch.columns).reshape(-1) for at, epoch in zip(local.lookups, epochs, strict=True)]
+    counts = torch.bincount(torch.cat(own), minlength=len(local.keys)).to(values.dtype)
     starts = torch.arange(num_clients + 1, dtype=torch.int64, device=local.keys.device) * table.num_rows
     offsets = torch.searchsorted(local.keys, starts).cpu()
     rows = local.keys % table.num_rows if num_clients > 1 else local.keys
@@ -291,7 +291,9 @@ def _train_chunk(
     return Updates(
         clients=clients,
         tables={
-            local.table.name: _row_updates(local, len(clients)) for local in locals_ if local.table.shared
+            local.table.name: _row_updates(local, epochs, len(clients))
+            for local in locals_
+            if local.table.shared
         },
         dense={
             d.name: (copies[d.name].points - dense[d.name].reshape(1, -1)).view(len(clients), *d.shape)
@@ -328,7 +330,8 @@ def _client_bytes(task: Task, shards: Shards, settings: LocalTraining) -> Int64:
     for table, drawn in candidate_tables(task):
         held = np.minimum(2 * sizes, table.num_rows)
         most = held if drawn is None else np.full_like(sizes, min(drawn.count, table.num_rows))
-        steps = settings.epochs * -(-sizes // np.maximum(in_step, 1)) if drawn is not None else 1
+        anew = drawn is not None and (drawn.cdf is not None or drawn.count < table.num_rows)
+        steps = settings.epochs * -(-sizes // np.maximum(in_step, 1)) if anew else 1
         total += in_step * most * _COMPARISON_BYTES + most * (3 * _row_bytes(table) + 24 * steps)
     return total
 

@@ -481,7 +481,7 @@ def test_dtype_is_kept_and_updates_are_in_frames(name: str) -> None:
             assert rows.values.shape == (len(rows.rows), table.dim)
             assert rows.rows.dtype == rows.offsets.dtype == torch.int64
             assert rows.values.isfinite().all()
-            drawn = any(t is table and drawn is not None for t, drawn in candidate_tables(task))
+            drawn = bool(task.num_draws) or any(t is table and how for t, how in candidate_tables(task))
             assert (rows.counts >= (0 if drawn else 1)).all()
     assert updates.weights.dtype == torch.float64
 

@@ -37,9 +37,10 @@ def test_draws_are_keyed_by_client_and_step_and_not_by_company() -> None:
 @pytest.mark.parametrize(("count", "drawn"), [(40, 40), (1000, 40), (13, 13), (1, 1)])
 def test_rows_are_uniform_ascending_and_all_of_them_at_most(count: int, drawn: int) -> None:
     draw = draw_rows(TABLE, Drawn(count), np.array([4000]), 0, 1, 0, CLIENTS[:1])
-    ids = draw.ids
+    ids = draw.ids[draw.draw]
     assert ids.shape == (4000, drawn)
-    torch.testing.assert_close(draw.weight.sum(1), torch.full((4000,), 40.0, dtype=torch.float64))
+    assert len(draw.ids) == (1 if drawn == 40 else 4000)
+    torch.testing.assert_close(draw.weight[draw.draw].sum(1), torch.full((4000,), 40.0, dtype=torch.float64))
     assert (ids.diff(dim=1) >= 0).all()
     if drawn == 40:
         assert (ids == torch.arange(40)).all()

@@ -97,9 +97,11 @@ def cdf() -> Tensor:
     return torch.linspace(1 / NUM_ITEMS, 1, NUM_ITEMS, dtype=torch.float64)
 
 
-def graph_task(model: str, objective: str, reciprocal: bool, relations: str, n3: float = 0.0) -> Task:
+def graph_task(
+    model: str, objective: str, reciprocal: bool, relations: str, n3: float = 0.0, against: str = "own"
+) -> Task:
     margin = 1.0 if objective == "sampled" else 0.0
-    settings = (model, 4, objective, "own", 5, 0.7, margin, reciprocal, relations, n3, 0.5)
+    settings = (model, 4, objective, against, 5, 0.7, margin, reciprocal, relations, n3, 0.5)
     return Double(KnowledgeGraph(NUM_ITEMS, NUM_RELATIONS, *settings))
 
 
@@ -130,6 +132,8 @@ TASKS = {
         ("child", "parent"),
     ),
     "complex": (lambda: graph_task("complex", "one_vs_all", True, "shared"), TRIPLES),
+    "complex-all": (lambda: graph_task("complex", "one_vs_all", True, "shared", against="all"), TRIPLES),
+    "complex-sampled": (lambda: graph_task("complex", "sampled", True, "shared"), TRIPLES),
     "transe": (lambda: graph_task("transe_l2", "one_vs_all", False, "shared"), TRIPLES),
     "distmult": (lambda: graph_task("distmult", "one_vs_all", True, "personal", 0.1), TRIPLES),
     "listwise": (
