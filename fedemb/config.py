@@ -45,7 +45,7 @@ class Experiment:
     checkpoint_every: int = 0
     resume: str | None = None
     baselines: list[str] = field(default_factory=lambda: ["centralized", "local_only"])
-    ablations: dict[str, list[str]] = field(default_factory=dict)
+    ablations: dict[str, list[str]] | None = field(default_factory=dict)
     centralized: Any = None
     verbose: bool = False
     data: Any = None

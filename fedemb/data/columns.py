@@ -114,5 +114,7 @@ def resolve_columns(
     for role in required:
         if role not in found and present:
             there = ", ".join(repr(name) for name in present)
-            raise DataError(f"data.columns.{role} must name a column of {path}, got none; there are {there}")
+            absent = next((r for r in roles if columns.get(r) and columns[r] not in present), None)
+            at, got = (role, "none") if absent is None else (absent, repr(columns[absent]))
+            raise DataError(f"data.columns.{at} must name a column of {path}, got {got}; there are {there}")
     return found

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from fedemb.errors import DataError
+from fedemb.errors import DataError, SettingError
 
 logger = logging.getLogger("fedemb")
 
@@ -111,6 +111,8 @@ def _text(path: Path) -> IO[str]:
 
 
 def _rows(file: IO[str], delimiter: str, quoted: bool) -> Any:
+    if len(delimiter) != 1:
+        raise SettingError(f"data.delimiter must be one character, got {delimiter!r}")
     return csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
 
 

@@ -65,7 +65,7 @@ class Triples:
             ``partition`` makes the clients.
         names: Column names of text files without a header line, whatever their first line looks like.
         entities: Whose names make the vocabularies. ``all``: those in any file, as published
-            evaluations have it (an entity that training lacks keeps its initial row). ``train``:
+            evaluations have it. ``train``:
             those in training; held-out triples with others are out of vocabulary and dropped.
         min_client_count: Clients with fewer training triples are dropped.
         validation_share: Of each client's triples, drawn at random; null: a tenth. Must be null where
@@ -143,6 +143,8 @@ class Triples:
         if not has_splits:
             part = self.hold_out.label(shards, None, np.arange(num_clients, dtype=np.int64), seed)
             shards = Shards({**shards.columns, "part": part}, shards.offsets)
+            if not (part != TRAINING).any():
+                logger.warning("no triple is held out, for clients have so few: nothing will be measured")
         stays = self._stays(shards, counts)
         known = self._vocabularies(lines, shards, stays)
         parts = _split(shards, stays, lines, known, counts)
@@ -151,6 +153,10 @@ class Triples:
             raise DataError(
                 f"data must hold training triples, but nothing is left ({show_counts(counts)}); "
                 "lower data.min_client_count or data.test_share"
+            )
+        if "test_negatives" in parts and "validation_negatives" not in parts:
+            logger.warning(
+                "test_negatives are not used: the thresholds of a classification need valid_negatives"
             )
         _count_overlap(train, parts, known, counts)
         return Dataset(

@@ -23,7 +23,7 @@ def check_ablations(config: DictConfig, overrides: Sequence[str], taken: Sequenc
     Raises:
         SettingError: If there is one.
     """
-    for name, changes in config.ablations.items():
+    for name, changes in (config.ablations or {}).items():
         if name in taken:
             raise SettingError(f"ablations must have names of their own, got {name!r}")
         if config.runner.name == "deployment":

@@ -174,8 +174,9 @@ def _run(
 
         try:
             train_with_runner(parts, config, overrides, folder, on_round, trained, grid)
-            for name in [*config.baselines, *map(str, config.ablations)]:
-                if name in config.ablations:
+            ablations = [str(name) for name in config.ablations or {}]
+            for name in [*config.baselines, *ablations]:
+                if name in ablations:
                     result = ablation(name, config, overrides, folder, on_round)
                 else:
                     result = _baseline(name, config, parts, trained, on_round)

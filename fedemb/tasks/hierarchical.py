@@ -75,9 +75,14 @@ class Hierarchical:
         for name in ("dim", "negatives"):
             if getattr(self, name) < 1:
                 raise SettingError(f"task.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.init_scale > 0:
-            raise SettingError(f"task.init_scale must be > 0, got {self.init_scale}; 1e-3 is usual")
-        manifold(self.manifold, self.curvature)
+        if not 0 < self.init_scale < math.inf:
+            raise SettingError(
+                f"task.init_scale must be a positive number, got {self.init_scale}; 1e-3 is usual"
+            )
+        try:
+            manifold(self.manifold, self.curvature)
+        except SettingError as error:
+            raise SettingError(f"task.{error}") from error
 
     @staticmethod
     def build(dataset: Dataset, noise_power: float = 0.0, **settings: object) -> Hierarchical:
@@ -96,8 +101,10 @@ class Hierarchical:
             raise SettingError(
                 "task=hierarchical needs children and parents: use data=taxonomy, wordnet or wordnet_mammals"
             )
-        if not noise_power >= 0:
-            raise SettingError(f"task.noise_power must be at least 0 (0: uniform), got {noise_power}")
+        if not 0 <= noise_power < math.inf:
+            raise SettingError(
+                f"task.noise_power must be at least 0 (0: uniform) and finite, got {noise_power}"
+            )
         nodes = dataset.vocabularies["node"]
         cdf = noise_cdf(nodes, noise_power) if noise_power else None
         return Hierarchical(len(nodes), cdf=cdf, **settings)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,14 +106,16 @@ class KnowledgeGraph:
         for name, value, low in (
             ("dim", dim, 1), ("negatives", negatives, 1), ("temperature", temperature, 0), ("n3", n3, 0),
         ):  # fmt: skip
-            if not value >= low:
-                raise SettingError(f"task.{name} must be at least {low}, got {value}")
+            if not low <= value < math.inf:
+                raise SettingError(f"task.{name} must be at least {low} and finite, got {value}")
         if MODELS[model].halves and dim % 2:
             raise SettingError(
                 f"task.dim must be even for task.model={model}, which has complex numbers, got {dim}"
             )
-        if not init_scale > 0:
-            raise SettingError(f"task.init_scale must be > 0, got {init_scale}; 0.1 is usual")
+        if margin is not None and not math.isfinite(margin):
+            raise SettingError(f"task.margin must be finite or null, got {margin}")
+        if not 0 < init_scale < math.inf:
+            raise SettingError(f"task.init_scale must be a positive number, got {init_scale}; 0.1 is usual")
         return KnowledgeGraph(
             len(dataset.vocabularies["entity"]),
             len(dataset.vocabularies["relation"]),
