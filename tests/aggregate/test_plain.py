@@ -39,7 +39,7 @@ def updates(seed: int = 0, clients: int = CLIENTS) -> Updates:
             "node": RowUpdates(
                 rows,
                 torch.from_numpy(rng.normal(size=(len(rows), DIM))),
-                torch.from_numpy(rng.integers(1, 9, len(rows)).astype(float)),
+                torch.from_numpy(rng.integers(0, 5, len(rows)).astype(float)),  # 0: only drawn
                 offsets,
             )
         },
@@ -58,10 +58,12 @@ def by_hand(rule: str, data: Updates, holders: torch.Tensor, population: int) ->
             for i in range(int(rows.offsets[c]), int(rows.offsets[c + 1])):
                 if int(rows.rows[i]) == r:
                     held = True
-                    weight = {"ratio": float(rows.counts[i]), "fedavg": float(data.weights[c])}.get(rule, 1.0)
+                    weight = {"ratio": float(rows.counts[i]), "fedavg": float(data.weights[c])}.get(
+                        rule, float(rows.counts[i] > 0)
+                    )
                     weight = float(data.weights[c]) if rule == "sum" else weight
                     top, bottom = top + weight * rows.values[i], bottom + weight
-        if held:
+        if held and (bottom > 0 or rule == "heat"):
             if rule == "fedavg":
                 bottom = float(data.weights.sum())
             if rule == "sum":
@@ -124,14 +126,15 @@ def test_means_of_points_are_those_of_the_trained_points(
     client = torch.repeat_interleave(rows.offsets.diff())
     c = torch.tensor(-curvature, dtype=torch.float64)
     oracle = geoopt.PoincareBall(c=c) if space == "poincare" else geoopt.Lorentz(k=1 / c)
-    assert total.rows.tolist() == rows.rows.unique().tolist()
+    held = rows.rows if rule == "fedavg" else rows.rows[rows.counts > 0]
+    assert total.rows.tolist() == held.unique().tolist()
     for row, step in zip(total.rows, total.steps, strict=True):
         at = torch.nonzero(rows.rows == row).view(-1)
         x = tables["node"][row]
         points = [oracle.expmap(x, spec.manifold.from_frame(x, rows.values[i])) for i in at]
         weights = {
             "ratio": rows.counts[at],
-            "uniform": torch.ones(len(at)),
+            "uniform": rows.counts[at] > 0,
             "fedavg": data.weights[client[at]],
         }[rule]
         weights = weights.double()

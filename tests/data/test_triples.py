@@ -346,7 +346,7 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_client_column_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data.columns.head must name a column of .*train.txt, got none"):
+    with pytest.raises(DataError, match=r"data.columns.client must name a column of .*train.txt, got 'org'"):
         load(published(tmp_path), columns={"client": "org"})
 
 
