@@ -1,6 +1,6 @@
 """Every model on one knowledge graph: federated beside fine-tuned, pooled and alone, with five and ten clients.
 
-    python experiments/knowledge_graph/run.py CODEX_S [--rounds 30] [--only complex] [--again]
+    python experiments/knowledge_graph/run.py CODEX_S [--rounds 30] [--only complex] [--clients 5 10] [--again]
 
 CODEX_S: the folder with train.txt, valid.txt and test.txt. Writes results.csv beside this file, a line for each model,
 number of clients and phase; prints as it goes.
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--only", choices=list(MODELS))
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--again", action="store_true", help="also what results.csv holds already")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ def main() -> None:
         with (HERE / "results.csv").open() as file:
             rows = list(csv.DictReader(file))
     done = {(row["model"], int(row["clients"]), int(row["rounds"])) for row in rows}
-    for num_clients in CLIENTS:
+    for num_clients in arguments.clients:
         for model in MODELS if arguments.only is None else [arguments.only]:
             if (model, num_clients, arguments.rounds) in done:
                 continue

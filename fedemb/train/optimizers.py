@@ -1,6 +1,6 @@
 """Local optimisers: one step on the rows that a batch looked up, state per row.
 
-State lives for one round: a client keeps nothing between rounds. Repeated rows in a batch are added up
+State lives for one round, unless a client keeps it (``OptimizerMemory``). Repeated rows in a batch are added up
 before the step. On a curved table a step is an exponential map; Adagrad and Adam accumulate in
 the orthonormal frame at the row's current point.
 """
@@ -111,6 +111,13 @@ def _summed(parameter: Parameter, rows: Tensor, gradient: Tensor) -> tuple[Tenso
     return unique, add_rows_(total, position, gradient)
 
 
+def _in_frame(parameter: Parameter, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unique rows, where they are, and their summed Riemannian gradients in the orthonormal frame there."""
+    unique, total = _summed(parameter, rows, gradient)
+    start, manifold = parameter.points.index_select(0, unique), parameter.manifold
+    return unique, start, manifold.to_frame(start, manifold.riemannian_gradient(start, total))
+
+
 def _shortening(length: Tensor, longest: float) -> Tensor:
     """Factors ``(rows, 1)`` that make these steps no longer than that."""
     return (longest / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0).unsqueeze(1)
@@ -174,10 +181,7 @@ class Adagrad:
         learning_rate: float,
         max_step: float | None = None,
     ) -> None:
-        unique, total = _summed(parameter, rows, gradient)
-        start = parameter.points.index_select(0, unique)
-        manifold = parameter.manifold
-        frame = manifold.to_frame(start, manifold.riemannian_gradient(start, total))
+        unique, start, frame = _in_frame(parameter, rows, gradient)
         squares = _state(parameter, "squares", frame.shape[1])
         grown = squares.index_select(0, unique).addcmul_(frame, frame)
         squares[unique] = grown
@@ -212,10 +216,7 @@ class Adam:
         learning_rate: float,
         max_step: float | None = None,
     ) -> None:
-        unique, total = _summed(parameter, rows, gradient)
-        start = parameter.points.index_select(0, unique)
-        manifold = parameter.manifold
-        frame = manifold.to_frame(start, manifold.riemannian_gradient(start, total))
+        unique, start, frame = _in_frame(parameter, rows, gradient)
         mean, square = _state(parameter, "mean", frame.shape[1]), _state(parameter, "square", frame.shape[1])
         age = _state(parameter, "age", 1)
         m = mean.index_select(0, unique).mul_(self.beta1).add_(frame, alpha=1 - self.beta1)

@@ -62,6 +62,8 @@ from tests.graphs import graph
 
 # --- the tables: one line for each implementation -------------------------------------------------------
 
+_LISTWISE: dict[str, Any] = {"dim": 3, "manifold": "poincare", "negatives": 4, "init_scale": 0.3}
+_LISTWISE |= {"shared_negatives": True}
 _SKIPGRAM: dict[str, Any] = {"dim": 4, "negatives": 3, "tied": False, "window": 2, "noise_power": 0.75}
 _SKIPGRAM |= {"subsample": 0.0, "recent": 0}
 _FACTORS: dict[str, Any] = {"dim": 4, "negatives": 3, "objective": "bpr", "bias": True, "noise_power": 0.5}
@@ -81,35 +83,12 @@ TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
     "poincare": lambda: of(Hierarchical, tree(), dim=3, manifold="poincare", negatives=4, init_scale=0.3),
     "lorentz": lambda: of(Hierarchical, tree(), dim=3, manifold="lorentz", negatives=4, init_scale=0.3),
     "euclidean": lambda: of(Hierarchical, tree(), dim=3, manifold="euclidean", negatives=4, init_scale=0.3),
-    "listwise": lambda: of(
-        Hierarchical,
-        tree(),
-        dim=3,
-        manifold="poincare",
-        negatives=4,
-        init_scale=0.3,
-        shared_negatives=True,
-    ),
+    "listwise": lambda: of(Hierarchical, tree(), **_LISTWISE),
     "corrected": lambda: of(
-        Hierarchical,
-        tree(),
-        dim=3,
-        manifold="poincare",
-        negatives=4,
-        init_scale=0.3,
-        shared_negatives=True,
-        log_q_correction=True,
-        noise_power=0.75,
+        Hierarchical, tree(), **_LISTWISE, log_q_correction=True, noise_power=0.75, learn_scale=True
     ),
     "learnt-curvature": lambda: of(
-        Hierarchical,
-        tree(),
-        dim=3,
-        manifold="lorentz",
-        negatives=7,
-        init_scale=0.3,
-        shared_negatives=True,
-        learn_scale=True,
+        Hierarchical, tree(), **{**_LISTWISE, "manifold": "lorentz", "negatives": 7}, learn_scale=True
     ),
     "skipgram": lambda: of(Skipgram, clusters(), **_SKIPGRAM),
     "subsampled": lambda: of(Skipgram, clusters(), **{**_SKIPGRAM, "subsample": 0.05}),
