@@ -1,6 +1,6 @@
 """All nouns of WordNet in ten hyperbolic dimensions: 82,115 nodes, 743,241 pairs, one machine.
 
-    python experiments/hierarchy/nouns.py EDGES FOLDER [--rounds 120]
+    python experiments/hierarchy/nouns.py EDGES FOLDER [--rounds 80]
 
 EDGES is a CSV of direct edges (child,parent), or WordNet's own dict folder. The run lives in FOLDER: started again, it
 goes on where it was; finished, only nouns.csv beside this file is written: a line for each evaluation, and the hours.
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("edges", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=80)
     arguments = parser.parse_args()
     source = "wordnet" if arguments.edges.is_dir() else "taxonomy"
     given = [f"data={source}", f"data.path={arguments.edges}", f"rounds={arguments.rounds}", *OVERRIDES]
