@@ -401,8 +401,18 @@ LONG = [*TREE[:-1], "baselines=[]", "checkpoint_every=2", FOLDER]
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        program(folder, *arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        program(folder, *arguments),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_ctrl_c,
     )
+
+
+def _hear_ctrl_c() -> None:
+    """A shell starts what it puts in the background deaf to Ctrl-C, and so would be what the tests start there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:

@@ -14,6 +14,7 @@ from fedemb.types import Manifold, RowTotal, RowUpdates, Table, Total, Updates
 
 ROW_RULES = ("ratio", "uniform", "fedavg", "sum", "heat")
 MEANS = ("tangent", "centroid", "ball")
+_ONLY_DRAWN = 2.0**-20  # weight of a client that only drew a row as a negative
 
 PointMap = Callable[[Tensor], Tensor]
 
@@ -59,7 +60,7 @@ class Plain:
 
     - ``ratio``: sum of n[c, r] D / sum of n[c, r], n the lookups of r in c's training examples.
     - ``uniform``: sum of D / number of holders (FedE: Chen et al., "FedE: Embedding Knowledge Graphs in
-      Federated Setting", 2021, eq. 4); who only drew r as a negative is no holder.
+      Federated Setting", 2021, eq. 4).
     - ``fedavg``: sum of w[c] D / sum of w[c] over the WHOLE cohort: who did not touch a row votes for
       leaving it (McMahan et al., "Communication-Efficient Learning...", 2017, algorithm 1).
     - ``sum``: sum of w[c] D with weights in [0, 1]: ``fedavg`` with a server learning rate times the cohort. Local
@@ -68,6 +69,9 @@ class Plain:
       Horvitz-Thompson estimate of the holders' mean over the population, clipped so that a row with less than one
       expected holder is not blown up (Ding et al., "Federated Submodel Optimization for Hot and Cold Data
       Features", NeurIPS 2022, eq. 5, without the clip).
+
+    A client that only drew r as a negative is no holder: to ``ratio``, ``uniform`` and ``heat`` it weighs 2^-20, so it
+    is heard where nobody holds r.
 
     Dense parameters are averaged with the weights of the stage ``weight`` (``sum``: added up).
 
@@ -111,13 +115,13 @@ class Plain:
 
     def _row_weights(self, rows: RowUpdates, clients: Tensor) -> Tensor:
         if self.rows == "ratio":
-            return rows.counts
+            return rows.counts.clamp_min(_ONLY_DRAWN)
         if self.rows in ("fedavg", "sum"):
             own = torch.repeat_interleave(
                 clients.to(rows.values.device), rows.offsets.diff().to(rows.values.device)
             )
             return own.to(rows.values.dtype)
-        return (rows.counts > 0).to(rows.counts)  # who holds it
+        return (rows.counts > 0).to(rows.counts).clamp_min(_ONLY_DRAWN)
 
     def add(self, updates: Updates, tables: Mapping[str, Tensor]) -> None:
         """Adds a part of the cohort.

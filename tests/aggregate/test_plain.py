@@ -58,12 +58,13 @@ def by_hand(rule: str, data: Updates, holders: torch.Tensor, population: int) ->
             for i in range(int(rows.offsets[c]), int(rows.offsets[c + 1])):
                 if int(rows.rows[i]) == r:
                     held = True
-                    weight = {"ratio": float(rows.counts[i]), "fedavg": float(data.weights[c])}.get(
-                        rule, float(rows.counts[i] > 0)
-                    )
+                    weight = {
+                        "ratio": float(rows.counts[i]) or 2**-20,
+                        "fedavg": float(data.weights[c]),
+                    }.get(rule, 1.0 if rows.counts[i] > 0 else 2**-20)
                     weight = float(data.weights[c]) if rule == "sum" else weight
                     top, bottom = top + weight * rows.values[i], bottom + weight
-        if held and (bottom > 0 or rule == "heat"):
+        if held:
             if rule == "fedavg":
                 bottom = float(data.weights.sum())
             if rule == "sum":
@@ -126,15 +127,14 @@ def test_means_of_points_are_those_of_the_trained_points(
     client = torch.repeat_interleave(rows.offsets.diff())
     c = torch.tensor(-curvature, dtype=torch.float64)
     oracle = geoopt.PoincareBall(c=c) if space == "poincare" else geoopt.Lorentz(k=1 / c)
-    held = rows.rows if rule == "fedavg" else rows.rows[rows.counts > 0]
-    assert total.rows.tolist() == held.unique().tolist()
+    assert total.rows.tolist() == rows.rows.unique().tolist()
     for row, step in zip(total.rows, total.steps, strict=True):
         at = torch.nonzero(rows.rows == row).view(-1)
         x = tables["node"][row]
         points = [oracle.expmap(x, spec.manifold.from_frame(x, rows.values[i])) for i in at]
         weights = {
-            "ratio": rows.counts[at],
-            "uniform": rows.counts[at] > 0,
+            "ratio": rows.counts[at].clamp_min(2**-20),
+            "uniform": (rows.counts[at] > 0).double().clamp_min(2**-20),
             "fedavg": data.weights[client[at]],
         }[rule]
         weights = weights.double()
