@@ -274,8 +274,8 @@ class RowUpdates:
     Attributes:
         rows: ``(touched,)`` int64.
         values: ``(touched, dim)`` log of trained at received, in frame coordinates.
-        counts: ``(touched,)`` how often the client's training examples looked the row up; 0 where it was drawn for
-            all of them together.
+        counts: ``(touched,)`` how often the client's training examples looked the row up; 0 where it was only drawn
+            as a negative.
         offsets: ``(clients + 1,)`` int64.
     """
 

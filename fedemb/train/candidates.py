@@ -15,14 +15,13 @@ from fedemb.data.shards import offsets_of
 from fedemb.seeds import stream_keys, uniforms
 from fedemb.types import Candidates, Drawn, Int64, ListwiseTask, Table, Task
 
+Float64: TypeAlias = npt.NDArray[np.float64]
+
 
 def candidate_tables(task: Task) -> list[tuple[Table, Drawn | None]]:
     """The tables that a task compares its examples with rows of, and how these are drawn (None: all that are held)."""
     wanted: Mapping[str, Drawn | None] = task.candidates if isinstance(task, ListwiseTask) else {}
     return [(table, wanted[table.name]) for table in task.tables if table.name in wanted]
-
-
-Float64: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedemb.tasks import scoring
 from fedemb.tasks.scoring import MODELS
 
 DIM, COUNT = 6, 5
@@ -107,3 +108,21 @@ def test_a_true_triple_scores_highest(name: str) -> None:
     assert (scoring.compare(query[:, None], tails[:, None])[:, 0, 0] < best).all()
     if scoring.margin:
         torch.testing.assert_close(best, torch.zeros_like(best))
+
+
+def test_moduli_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_BLOCK_NUMBERS", 7)
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    entities = torch.randn(1, 5, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    difference = query.unsqueeze(-2) - entities.unsqueeze(-3)
+    at_once = -(difference[..., :2] ** 2 + difference[..., 2:] ** 2).sqrt().sum(-1)
+    blocks = MODELS["rotate"].compare(query, entities)
+    torch.testing.assert_close(blocks, at_once)
+    slope = torch.randn(at_once.shape, dtype=torch.float64, generator=generator)
+    for ours, theirs in zip(
+        torch.autograd.grad(blocks, [query, entities], slope),
+        torch.autograd.grad(at_once, [query, entities], slope),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
