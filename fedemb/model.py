@@ -31,7 +31,10 @@ def save_model(
     vocabularies: Mapping[str, Vocabulary],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes ``tables.safetensors``, ``dense.safetensors``, a Parquet file of names per entity, and ``model.json``."""
+    """Writes ``tables.safetensors``, ``dense.safetensors``, a Parquet file of names per entity, and ``model.json``.
+
+    ``facts`` go to ``model.json``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in (("tables", tables), ("dense", dense)):
         if tensors:

@@ -231,10 +231,37 @@ class Recommender(Protocol):
         """Name of the entity whose whole vocabulary is ranked."""
         ...
 
-    def scores(self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards) -> Tensor:
+    def scores(
+        self,
+        tables: Mapping[str, Tensor],
+        personal: Mapping[str, Tensor],
+        history: Shards,
+        now: Int64 | None = None,
+    ) -> Tensor:
         """Scores ``(clients, catalogue)`` of every item for each client of ``history``.
 
-        ``personal[name]`` is ``(clients, num_rows, coordinates)``.
+        Args:
+            tables: Shared tables, and dense parameters by name.
+            personal: ``(clients, num_rows, coordinates)`` per personal table.
+            history: What each client took before.
+            now: ``(clients,)`` when each one is asked, in epoch seconds; None where there are no times.
+        """
+        ...
+
+
+@runtime_checkable
+class Temporal(Protocol):
+    """A task whose vectors depend on time."""
+
+    @property
+    def slices(self) -> Int64:
+        """``(slices + 1,)`` ascending epoch seconds: where each slice of time begins, and the end of the last."""
+        ...
+
+    def vectors_at(self, tables: Mapping[str, Tensor], time: int) -> Tensor:
+        """Vectors ``(rows, coordinates)`` of the main entity's rows at a point in time, in epoch seconds.
+
+        Before the first slice they are those of the first one, after the last those of the last.
         """
         ...
 
@@ -350,6 +377,7 @@ class Dataset:
         entity_of: The vocabulary that each id column of the shards refers to.
         counts: What was read, dropped and why, for the summary (``rows_read``, ``rows_cancelled``...).
         truth: What a generator knows and a file does not (``item_cluster``...).
+        span: First and last time of the training events, in epoch seconds; None without times.
     """
 
     train: Shards
@@ -360,6 +388,7 @@ class Dataset:
     entity_of: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     truth: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    span: tuple[int, int] | None = None
 
 
 class Source(Protocol):

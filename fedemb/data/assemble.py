@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from fedemb.data.events import Events, show_counts
 from fedemb.data.held_out import SPLITS, TRAIN, HoldOut, Label, check_no_future, client_blocks
-from fedemb.data.shards import Shards, offsets_of
+from fedemb.data.shards import Shards, offsets_of, span_of
 from fedemb.data.store import ShardBuilder
 from fedemb.data.vocabulary import OUT_OF_VOCABULARY, Vocabulary
 from fedemb.errors import DataError
@@ -119,6 +119,7 @@ def assemble(
         held_out=held_out,
         entity_of=dict(assembly.entity_of),
         counts=counts,
+        span=span_of(train),
     )
 
 

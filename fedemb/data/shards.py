@@ -113,6 +113,12 @@ class Shards:
         return Shards(columns, np.load(folder / "offsets.npy", allow_pickle=False))
 
 
+def span_of(shards: Shards) -> tuple[int, int] | None:
+    """First and last time of all examples, in epoch seconds; None without times."""
+    time = shards.columns.get("time")
+    return None if time is None or not len(time) else (int(time.min()), int(time.max()))
+
+
 def group_by_client(columns: Mapping[str, Column], clients: Int64, num_clients: int) -> Shards:
     """Shards from unsorted columns; lines of a client keep their order.
 

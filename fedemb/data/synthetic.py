@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fedemb.data.held_out import DAY, SPLITS, TRAIN
-from fedemb.data.shards import Column, ragged_indices
+from fedemb.data.shards import Column, ragged_indices, span_of
 from fedemb.data.store import ShardBuilder
 from fedemb.data.structure import Clusters, Tree, distinct
 from fedemb.data.vocabulary import Vocabulary
@@ -133,13 +133,14 @@ class Synthetic:
         events = {f"{name}_events": part.num_examples for name, part in shards.items()}
         items = Vocabulary(_names("item", self.num_items), counts)
         return Dataset(
-            train=shards.pop("train"),
+            train=shards["train"],
             vocabularies={"item": items, **self._more_vocabularies(items)},
-            held_out={name: part for name, part in shards.items() if part.num_examples},
+            held_out={name: part for name, part in shards.items() if name != "train" and part.num_examples},
             taxonomy=draw.structure.taxonomy() if isinstance(draw.structure, Tree) else None,
             entity_of=self._entity_of,
             counts={"clients": self.num_clients, **events},
             truth={"client_clusters": np.concatenate(own_clusters), **draw.truth},
+            span=span_of(shards["train"]),
         )
 
     @property

@@ -8,7 +8,7 @@ from fedemb.data.shards import Shards
 from fedemb.evaluate.hierarchy import Reconstruction
 from fedemb.evaluate.pairs import PairClassification
 from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
-from fedemb.evaluate.ranking import Ranking, history_before
+from fedemb.evaluate.ranking import Ranking, asked_at, history_before
 from fedemb.evaluate.triples import LinkPrediction
 from fedemb.tasks.hierarchical import Hierarchical
 from fedemb.types import Dataset, Evaluation, Int64, LinkPredictor, Recommender, Task
@@ -38,7 +38,8 @@ def evaluation_for(task: Task, dataset: Dataset) -> Evaluation | None:
         return None
     held_out: Shards = dataset.held_out[split]
     if "item" in columns and isinstance(task, Recommender):
-        return Ranking(task, history_before(dataset, split), held_out, split=split)
+        now = asked_at(dataset, split)
+        return Ranking(task, history_before(dataset, split), held_out, split=split, now=now)
     if isinstance(task, LinkPredictor):
         return LinkPrediction(task, dataset, split)
     if {"left", "right", "label"} <= set(columns):

@@ -27,7 +27,13 @@ class Unlearnt:
     score: Score
     catalogue: str = "item"
 
-    def scores(self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards) -> Tensor:
+    def scores(
+        self,
+        tables: Mapping[str, Tensor],
+        personal: Mapping[str, Tensor],
+        history: Shards,
+        now: Int64 | None = None,
+    ) -> Tensor:
         return self.score(history)
 
 
@@ -148,7 +154,7 @@ def evaluate_unlearnt(
     out = {}
     for name, score in unlearnt_rankings(dataset, split, leaked).items():
         task = Unlearnt(score)
-        ranking = Ranking(task, history, dataset.held_out[split], ks, split, memory_bytes)
+        ranking = Ranking(task, history, dataset.held_out[split], ks, split, memory_bytes=memory_bytes)
         out[name] = ranking({}, {}, everyone)
     return out
 

@@ -204,6 +204,24 @@ def history_before(dataset: Dataset, split: str) -> tuple[Shards, ...]:
     return (dataset.train, *(dataset.held_out[name] for name in between))
 
 
+def asked_at(dataset: Dataset, split: str) -> Int64 | None:
+    """When each client is asked ``(clients,)``, in epoch seconds: as its split begins; None without times.
+
+    Where one point in time divides all clients' events that is this point, however late a client's first event
+    comes; else (``data.leave_last``) the time of its own first event in the split.
+    """
+    split_times, history = dataset.held_out[split].columns.get("time"), history_before(dataset, split)
+    if split_times is None or any("time" not in shards.columns for shards in history) or not len(split_times):
+        return None
+    first = int(split_times.min())
+    num_clients = dataset.train.num_clients
+    if all(int(shards.columns["time"].max(initial=first)) <= first for shards in history):
+        return np.full(num_clients, first, dtype=np.int64)
+    own = np.full(num_clients, np.iinfo(np.int64).max, dtype=np.int64)
+    np.minimum.at(own, dataset.held_out[split].owners(), split_times)
+    return own
+
+
 @dataclass(frozen=True)
 class Ranking:
     """How well a task ranks what clients took next; mean over clients.
@@ -219,6 +237,7 @@ class Ranking:
         test: What each client took next, by client id.
         ks: Cut-offs.
         split: Names the metrics: those of another split than ``test`` begin with its name.
+        now: ``(clients,)`` when each client is asked, by client id; see ``asked_at``.
         memory_bytes: Budget for the scores of the clients that are ranked together.
     """
 
@@ -227,6 +246,7 @@ class Ranking:
     test: Shards
     ks: tuple[int, ...] = (10,)
     split: str = "test"
+    now: Int64 | None = None
     memory_bytes: int = 1 << 28
 
     def __post_init__(self) -> None:
@@ -277,7 +297,8 @@ class Ranking:
     ) -> tuple[dict[str, Tensor], int, int]:
         history = join([shards.take(clients[at]) for shards in self._histories])
         mine = {name: rows[torch.from_numpy(at).to(rows.device)] for name, rows in personal.items()}
-        raw = self.task.scores(tables, mine, history).detach()
+        now = None if self.now is None else self.now[clients[at]]
+        raw = self.task.scores(tables, mine, history, now).detach()
         scores = _finite(raw)
         ascending, test = _ascending(scores), self.test.take(clients[at])
         values = _rank(scores, ascending, test, None, self.ks, self.task.catalogue)

@@ -255,7 +255,13 @@ def finish(
         trained.dense,
         parts.task.tables,
         {t.entity: parts.dataset.vocabularies[t.entity] for t in parts.shared},
-        {"config_digest": parts.digest, "rounds": trained.finished_rounds},
+        {
+            "config_digest": parts.digest,
+            "rounds": trained.finished_rounds,
+            "columns": {name: str(column.dtype) for name, column in parts.dataset.train.columns.items()},
+            "entity_of": dict(parts.dataset.entity_of),
+            "span": parts.dataset.span,
+        },
     )
     text = json.dumps(summary, indent=2)
     write_atomically(folder / "summary.json", lambda path: path.write_text(text))

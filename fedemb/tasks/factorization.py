@@ -14,7 +14,7 @@ from fedemb.data.shards import Shards
 from fedemb.errors import SettingError
 from fedemb.manifolds import Euclidean
 from fedemb.tasks.noise import ids_from_cdf, noise_cdf
-from fedemb.types import Batch, Dataset, Dense, Exclusion, Table
+from fedemb.types import Batch, Dataset, Dense, Exclusion, Int64, Table
 
 LOSSES = ("bpr", "logistic")
 
@@ -121,6 +121,12 @@ class Factorization:
     def catalogue(self) -> str:
         return "item"
 
-    def scores(self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards) -> Tensor:
+    def scores(
+        self,
+        tables: Mapping[str, Tensor],
+        personal: Mapping[str, Tensor],
+        history: Shards,
+        now: Int64 | None = None,
+    ) -> Tensor:
         scores = personal["client"][:, 0] @ tables["item"].T
         return scores + tables["bias"][:, 0] if self.bias else scores

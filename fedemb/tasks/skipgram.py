@@ -15,7 +15,7 @@ from fedemb.data.shards import Shards, group_by_client
 from fedemb.errors import SettingError
 from fedemb.manifolds import Euclidean
 from fedemb.tasks.noise import ids_from_cdf, keep_probability, noise_cdf
-from fedemb.types import Batch, Dataset, Dense, Exclusion, Table
+from fedemb.types import Batch, Dataset, Dense, Exclusion, Int64, Table
 
 WITHIN = ("session", "history")
 SCORES = ("cosine", "softmax")
@@ -206,7 +206,13 @@ class Skipgram:
     def catalogue(self) -> str:
         return "item"
 
-    def scores(self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards) -> Tensor:
+    def scores(
+        self,
+        tables: Mapping[str, Tensor],
+        personal: Mapping[str, Tensor],
+        history: Shards,
+        now: Int64 | None = None,
+    ) -> Tensor:
         """Scores ``(clients, items)`` by what each client took last."""
         item = torch.from_numpy(np.asarray(history.columns["item"], dtype=np.int64))
         client = torch.from_numpy(history.owners())

@@ -15,7 +15,7 @@ from fedemb.data.shards import Shards, offsets_of
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import SettingError
 from fedemb.evaluate.ranking import Ranking, history_before, rank_metrics
-from fedemb.types import Dataset, Evaluation, Recommender
+from fedemb.types import Dataset, Evaluation, Int64, Recommender
 
 
 def shards_of(items: list[list[int]]) -> Shards:
@@ -118,7 +118,13 @@ class Profile:
     blocks: list[int]
     catalogue: str = "item"
 
-    def scores(self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], history: Shards) -> Tensor:
+    def scores(
+        self,
+        tables: Mapping[str, Tensor],
+        personal: Mapping[str, Tensor],
+        history: Shards,
+        now: Int64 | None = None,
+    ) -> Tensor:
         self.blocks.append(history.num_clients)
         assert len(personal["client"]) == history.num_clients
         taken = torch.zeros(history.num_clients, self.num_items)
