@@ -22,6 +22,7 @@ from fedemb.config import digest, explain
 from fedemb.errors import DataError, SettingError
 from fedemb.evaluate.choose import evaluation_for
 from fedemb.server.optimizers import RowOptimizer, Settings
+from fedemb.server.prior import RandomWalk
 from fedemb.stages.clip import Clip
 from fedemb.stages.weight import Weight
 from fedemb.train.host import Host, hosted_range
@@ -241,6 +242,11 @@ def _build(config: Any) -> Parts:
     rule = server.pop("optimizer")
     settings = _checked("server", Settings, **server)
     _checked("server", RowOptimizer, tables=shared, rule=rule, settings=settings)
+
+    def optimizer_of() -> ServerOptimizer:
+        plain = RowOptimizer(shared, rule, settings)
+        return RandomWalk(plain, shared) if any(table.num_slices > 1 for table in shared) else plain
+
     return Parts(
         dataset=dataset,
         task=task,
@@ -249,7 +255,7 @@ def _build(config: Any) -> Parts:
         stages=tuple(stages),
         aggregator_of=aggregator_of,
         want_holders=aggregate.rows == "heat",
-        optimizer_of=lambda: RowOptimizer(shared, rule, settings),
+        optimizer_of=optimizer_of,
         evaluation=evaluation_for(task, dataset),
         seed=int(config.seed),
         digest=digest(config),

@@ -72,6 +72,8 @@ class Table:
             per frame coordinate.
         shared: Whether the server holds it; a personal table never leaves its client.
         entity: The vocabulary that names the rows.
+        num_slices: Rows of each entity, one after another: one for each slice of time.
+        walk: Precision of the random walk that an entity's rows make from slice to slice; see walk.py.
     """
 
     name: str
@@ -81,6 +83,8 @@ class Table:
     init_scale: float
     shared: bool = True
     entity: str = "item"
+    num_slices: int = 1
+    walk: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -333,10 +337,17 @@ class Updates:
 
 @dataclass(frozen=True)
 class RowTotal:
-    """Sum of updates of one table: ``rows`` ascending ``(touched,)``, ``steps`` ``(touched, dim)``."""
+    """Sum of updates of one table.
+
+    Attributes:
+        rows: ``(touched,)`` ascending.
+        steps: ``(touched, dim)``.
+        weights: ``(touched,)`` what a mean was divided by; None where steps are sums, or means over all of a cohort.
+    """
 
     rows: Tensor
     steps: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)

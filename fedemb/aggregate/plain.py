@@ -162,13 +162,14 @@ class Plain:
         counted = denominator > 0
         if not bool(counted.all()):
             touched, sums, denominator, weights = (x[counted] for x in (touched, sums, denominator, weights))
+        own = weights if self.rows in ("ratio", "uniform") else None
         if maps is None:
-            return RowTotal(touched, sums / denominator[:, None])
+            return RowTotal(touched, sums / denominator[:, None], own)
         terms, from_mean = maps
         start = table.index_select(0, touched)
         absent = (denominator - weights).clamp_(min=0)
         end = from_mean((sums + absent[:, None] * terms(start)) / denominator[:, None])
-        return RowTotal(touched, space.to_frame(start, space.log(start, end)))
+        return RowTotal(touched, space.to_frame(start, space.log(start, end)), own)
 
     def finish(self, tables: Mapping[str, Tensor]) -> Total:
         """The round's total; the next ``add`` starts a new one."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedemb.build import Parts
@@ -15,7 +16,7 @@ from fedemb.evaluate.choose import measurable
 from fedemb.evaluate.spread import over_clients
 from fedemb.train.apply import apply_
 from fedemb.train.optimizers import OptimizerMemory
-from fedemb.train.personal import personal_rows, rows_of
+from fedemb.train.personal import PersonalRows, personal_rows, rows_of
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
 from fedemb.types import (
     Batch,
@@ -29,6 +30,7 @@ from fedemb.types import (
     Table,
     Task,
 )
+from fedemb.walk import smooth_
 
 _LOCAL_BYTES = 1 << 29
 
@@ -195,6 +197,7 @@ def _alone(
         ):
             for name, value in updates.dense.items():
                 dense[name] += value[0]
+        _smooth_own(task.tables, rows)
     if parts.evaluation is None:
         return []
     personal = {t.name: rows[t.name] for t in parts.task.tables if not t.shared}
@@ -207,6 +210,15 @@ def _alone(
         alone = np.array([client])
         out.append(parts.evaluation({**own_tables, **dense}, rows_of(personal, alone, parts.seed), alone))
     return out
+
+
+def _smooth_own(tables: tuple[Table, ...], rows: Mapping[str, PersonalRows]) -> None:
+    """The prior of the slices of time for clients that are alone; what they never looked up is zero, and stays."""
+    for table in tables:
+        if table.num_slices > 1:
+            points = rows[table.name].points
+            moved = torch.nonzero(points.view(-1, table.num_slices * points.shape[1]).any(1))[:, 0]
+            smooth_(table, points, moved * table.num_slices)
 
 
 def _joined(results: list[Evaluated], clients: Int64, num_clients: int) -> Evaluated:

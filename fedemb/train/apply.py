@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fedemb.types import Table, Updates
+from fedemb.walk import smooth_
 
 
 def apply_(
     specs: tuple[Table, ...], tables: Mapping[str, Tensor], dense: Mapping[str, Tensor], updates: Updates
 ) -> None:
-    """Moves shared tables and dense parameters, in place, to where a cohort of one trained them.
+    """Moves shared tables and dense parameters, in place, to where a cohort of one trained them, and then to where the
+    prior of the slices of time wants them.
 
     Args:
         specs: The task's tables.
@@ -26,5 +28,7 @@ def apply_(
         rows, space = updates.tables[spec.name], spec.manifold
         start = tables[spec.name].index_select(0, rows.rows)
         tables[spec.name][rows.rows] = space.project(space.exp(start, space.from_frame(start, rows.values)))
+        if spec.num_slices > 1:
+            smooth_(spec, tables[spec.name], rows.rows)
     for name, value in updates.dense.items():
         dense[name] += value[0]

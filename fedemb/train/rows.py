@@ -52,6 +52,8 @@ class LocalTraining:
         chunk_bytes: Clients are trained together as far as this much working memory reaches.
         keep_state: Whether clients keep their optimiser's state from round to round.
         fine_tune_epochs: Passes over its own data that a client adds before its own copy is measured.
+        dense_learning_rate: Step size of dense parameters; None: the same. They collect the gradients of all
+            examples of a batch, a row only of those that look it up.
     """
 
     optimizer: LocalOptimizer
@@ -65,6 +67,7 @@ class LocalTraining:
     chunk_bytes: int = 1 << 28
     keep_state: bool = False
     fine_tune_epochs: int = 1
+    dense_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -76,6 +79,10 @@ class LocalTraining:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"train.{name} must be a positive number, got {getattr(self, name)}")
 
+        if self.dense_learning_rate is not None and not 0 < self.dense_learning_rate < float("inf"):
+            raise ValueError(
+                f"train.dense_learning_rate must be a positive number or null, got {self.dense_learning_rate}"
+            )
         if self.max_step is not None and not 0 < self.max_step < float("inf"):
             raise ValueError(f"train.max_step must be a positive number or null, got {self.max_step}")
 
@@ -221,8 +228,9 @@ def _step(
         if name in candidates:
             gradient = torch.cat((gradient, of_candidates[name].reshape(-1, width)))
         settings.optimizer.step(local.parameter, rows[name], gradient, rate, settings.max_step)
+    dense_rate = rate * (settings.dense_learning_rate or settings.learning_rate) / settings.learning_rate
     for d in task.dense:
-        settings.optimizer.step(dense[d.name], client, of_vectors[d.name], rate)
+        settings.optimizer.step(dense[d.name], client, of_vectors[d.name], dense_rate)
     return loss.detach()
 
 
