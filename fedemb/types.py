@@ -254,8 +254,20 @@ class Recommender(Protocol):
 
 
 @runtime_checkable
-class Temporal(Protocol):
-    """A task whose vectors depend on time."""
+class Temporal(Task, Protocol):
+    """A task whose vectors depend on time. Its examples have columns ``time``, ``context`` ``(examples, k)``, what
+    stands around them (-1 for nothing), and maybe ``age``, how many days ago that was.
+    """
+
+    @property
+    def moves(self) -> bool:
+        """Whether vectors do depend on it, with these settings."""
+        ...
+
+    @property
+    def follow(self) -> tuple[str, ...]:
+        """Names of rows that a report follows through time; empty: those that moved most."""
+        ...
 
     @property
     def slices(self) -> Int64:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fedemb.evaluate.drift import Drift
 from fedemb.report.branches import branches
 from fedemb.report.clients import compared, gains
 from fedemb.report.contents import FEDERATED
 from fedemb.report.disk import poincare_disk
+from fedemb.report.drift import draw_drift, neighbour_sheet, write_moved, write_neighbours
 from fedemb.report.html import write_report
 from fedemb.report.metrics_log import read_metrics
 from fedemb.report.phases import phase_colours
@@ -31,9 +33,11 @@ def draw(
     points: Mapping[str, Tensor],
     models: Mapping[str, Evaluated],
     config: str,
+    drift: Drift | None = None,
 ) -> None:
     """Writes ``convergence.png``, ``clients.png`` where clients were measured, ``disk.png`` for a hyperbolic
-    taxonomy that can be drawn, and ``report.html``.
+    taxonomy that can be drawn, ``drift.png``, ``neighbours.csv`` and ``moved.csv`` where rows moved through time, and
+    ``report.html``.
 
     Pictures that an earlier part of the run left go.
 
@@ -45,8 +49,9 @@ def draw(
         points: Their rows.
         models: The federated model and what stands beside it, measured.
         config: The composed configuration as YAML.
+        drift: How rows of the main table moved through time.
     """
-    plots = [folder / "convergence.png", folder / "clients.png", folder / "disk.png"]
+    plots = [folder / f"{name}.png" for name in ("convergence", "clients", "disk", "drift")]
     for plot in plots:
         plot.unlink(missing_ok=True)
     metrics = read_metrics(folder)
@@ -67,4 +72,11 @@ def draw(
             poincare_disk(
                 shown.points, edges, names, labels, [names[root] for root in roots], plots[2], shown.note
             )
-    write_report(folder, summary, config, plots)
+    more = []
+    if drift is not None:
+        vocabulary = dataset.vocabularies[main.entity]
+        draw_drift(drift, vocabulary, plots[3])
+        write_neighbours(drift, vocabulary, folder / "neighbours.csv")
+        write_moved(drift, vocabulary, folder / "moved.csv")
+        more.append(neighbour_sheet(drift, vocabulary))
+    write_report(folder, summary, config, plots, more)

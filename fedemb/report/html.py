@@ -30,7 +30,13 @@ pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; font-size: 13px; }
 """
 
 
-def report_page(title: str, summary: Mapping[str, Any], config: str, plots: Mapping[str, bytes]) -> str:
+def report_page(
+    title: str,
+    summary: Mapping[str, Any],
+    config: str,
+    plots: Mapping[str, bytes],
+    more: Sequence[Sheet] = (),
+) -> str:
     """The page: results, pictures, what was counted, and the configuration.
 
     Whatever comes from outside is escaped, so names are text and never markup.
@@ -40,6 +46,7 @@ def report_page(title: str, summary: Mapping[str, Any], config: str, plots: Mapp
         summary: As in ``summary.json``.
         config: The composed configuration as YAML.
         plots: PNG files by what they show.
+        more: Further tables, below the pictures.
     """
     sheets = [_table(sheet) for sheet in (results(summary), spreads(summary)) if sheet]
     figures = [_figure(name, png) for name, png in plots.items()]
@@ -51,6 +58,7 @@ def report_page(title: str, summary: Mapping[str, Any], config: str, plots: Mapp
         f"<h1>{escape(title)}</h1>",
         *_section("Results", [*sheets, _facts(facts(summary))]),
         *_section("Pictures", figures),
+        *_section("Tables", [_table(sheet) for sheet in more]),
         *_section("Data", [_facts(_items(summary.get("data")))]),
         *_section("Configuration", [f"<pre>{escape(config)}</pre>"] if config else []),
         *_section("Versions", [_facts([*_items(summary.get("versions")), *_digest(summary)])]),
@@ -59,7 +67,13 @@ def report_page(title: str, summary: Mapping[str, Any], config: str, plots: Mapp
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def write_report(folder: Path, summary: Mapping[str, Any], config: str, plots: Sequence[Path]) -> Path:
+def write_report(
+    folder: Path,
+    summary: Mapping[str, Any],
+    config: str,
+    plots: Sequence[Path],
+    more: Sequence[Sheet] = (),
+) -> Path:
     """Writes ``report.html`` into the run folder and returns its path.
 
     Args:
@@ -67,10 +81,11 @@ def write_report(folder: Path, summary: Mapping[str, Any], config: str, plots: S
         summary: As in ``summary.json``.
         config: The composed configuration as YAML.
         plots: PNG files; one that is not there is left out.
+        more: Further tables.
     """
     pictures = {plot.stem.replace("_", " "): plot.read_bytes() for plot in plots if plot.is_file()}
     path = folder / "report.html"
-    page = report_page(f"fedemb: {folder.resolve().name}", summary, config, pictures)
+    page = report_page(f"fedemb: {folder.resolve().name}", summary, config, pictures, more)
     path.write_text(page, encoding="utf-8", errors="replace")
     return path
 

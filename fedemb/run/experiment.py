@@ -22,6 +22,9 @@ from fedemb.build import Parts, build
 from fedemb.config import compose_config
 from fedemb.errors import SettingError
 from fedemb.evaluate.choose import REFERENCES, reference_ranking
+from fedemb.evaluate.direction import lower_is_better
+from fedemb.evaluate.drift import Drift, drift_of
+from fedemb.evaluate.leaks import walk_batches
 from fedemb.model import Run, save_model
 from fedemb.report.folder import draw
 from fedemb.report.metrics_log import MetricsLog
@@ -33,7 +36,7 @@ from fedemb.run.baselines import centralized, local_only
 from fedemb.run.lock import locked
 from fedemb.run.training import FINE_TUNED, Trained, resolve_resume, set_threads, train_with_runner
 from fedemb.train.rows import LocalTraining
-from fedemb.types import Evaluated, MetricsSink
+from fedemb.types import Evaluated, MetricsSink, Temporal
 
 TRAINED_BASELINES = (FINE_TUNED, "centralized", "local_only")
 _log = logging.getLogger("fedemb")
@@ -162,6 +165,9 @@ def _run(
     config: DictConfig, parts: Parts, overrides: list[str], folder: Path, quiet: bool, grid: Grid | None
 ) -> Run:
     begin = time.perf_counter()
+    leak_check: dict[str, Any] = {}
+    if isinstance(parts.task, Temporal):
+        leak_check = dict(walk_batches(parts.task, parts.dataset, parts.training.batch_size, parts.seed))
     tables, dense = parts.initial()
     trained = Trained(tables, dense)
     baselines: dict[str, Evaluated] = {}
@@ -185,12 +191,46 @@ def _run(
                     log({"phase": name, **result.metrics})
         except KeyboardInterrupt:
             trained.interrupted = True
-    summary = finish(config, parts, trained, baselines, folder, time.perf_counter() - begin)
+    leak_check |= _of_shuffled(config, trained, baselines)
+    summary = finish(config, parts, trained, baselines, folder, time.perf_counter() - begin, leak_check)
     if not quiet:
         print_results(summary, folder)
     if trained.interrupted:
         raise KeyboardInterrupt
     return Run(folder)
+
+
+def _of_shuffled(
+    config: DictConfig, trained: Trained, baselines: Mapping[str, Evaluated]
+) -> dict[str, dict[str, float]]:
+    """First metric of the model and of each ablation that trains with shuffled times; warns where that is no worse.
+
+    Then times are of no use to the model, or they leak.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, changes in (config.ablations or {}).items():
+        if "data.shuffle_times=true" not in changes or name not in baselines or trained.evaluated is None:
+            continue
+        metric, own = next(iter(trained.evaluated.metrics.items()))
+        other = baselines[str(name)].metrics[metric]
+        found[str(name)] = {metric: own, f"shuffled_{metric}": other}
+        if not (other < own) ^ lower_is_better(metric):
+            _log.warning(
+                "%s: with shuffled times %s is %.4f, with true ones %.4f: times do not help, or leak",
+                name, metric, other, own,
+            )  # fmt: skip
+    return found
+
+
+def _drift(parts: Parts, trained: Trained) -> Drift | None:
+    """How rows moved through time, where they can."""
+    task = parts.task
+    if not isinstance(task, Temporal) or not task.moves:
+        return None
+    names = parts.dataset.vocabularies[task.tables[0].entity]
+    counts = names.counts if names.counts is not None else np.ones(len(names), dtype=np.int64)
+    follow = names.index(list(task.follow)) if task.follow else None
+    return drift_of(task, {**trained.tables, **trained.dense}, counts, follow)
 
 
 def _baseline(
@@ -224,6 +264,7 @@ def finish(
     baselines: Mapping[str, Evaluated],
     folder: Path,
     seconds: float,
+    leak_check: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes model, ``summary.json``, plots and the report, and returns the summary."""
     if (
@@ -244,6 +285,8 @@ def finish(
         "total_seconds": seconds,
     }
     extra: dict[str, Any] = {"data": dict(parts.dataset.counts)}
+    if leak_check:
+        extra["leak_check"] = dict(leak_check)
     if tally.rejected:
         extra["rejected"] = dict(tally.rejected)
     if trained.interrupted:
@@ -266,5 +309,6 @@ def finish(
     text = json.dumps(summary, indent=2)
     write_atomically(folder / "summary.json", lambda path: path.write_text(text))
     measured = {"federated": trained.evaluated, **baselines} if trained.evaluated else dict(baselines)
-    draw(folder, summary, parts.dataset, parts.shared, trained.tables, measured, OmegaConf.to_yaml(config))
+    text, drift = OmegaConf.to_yaml(config), _drift(parts, trained)
+    draw(folder, summary, parts.dataset, parts.shared, trained.tables, measured, text, drift)
     return summary

@@ -16,7 +16,7 @@ from fedemb.data.time_slices import slice_of, time_slices
 from fedemb.data.vocabulary import OUT_OF_VOCABULARY
 from fedemb.errors import SettingError
 from fedemb.manifolds import Euclidean
-from fedemb.tasks.contexts import NOTHING, earlier_items, latest_items, neighbours
+from fedemb.tasks.contexts import DAY, NOTHING, earlier_items, latest_items, neighbours
 from fedemb.tasks.noise import uniform_ids
 from fedemb.types import Batch, Dataset, Dense, Exclusion, Int64, Table
 
@@ -163,6 +163,10 @@ class Dynamic:
         )  # fmt: skip
 
     @property
+    def moves(self) -> bool:
+        return self.rows != "static"
+
+    @property
     def slices(self) -> Int64:
         return self.bounds
 
@@ -269,17 +273,18 @@ class Dynamic:
             items = items + vectors["item_slice"]
             biases = biases + vectors["bias_slice"][..., 0]
         if self.rows == "continuous":
-            features = self.features(batch["time"], dense.get("wave"))
+            features = self.features(batch["time"], dense.get("wave"), items.dtype)
             shape = (*items.shape[:2], self.num_features, self.dim)
             items = items + torch.einsum("nf,nkfd->nkd", features, vectors["item_wave"].view(shape))
             biases = biases + torch.einsum("nf,nkf->nk", features, vectors["bias_wave"])
         present = batch["context"] != NOTHING
-        state = self._state(vectors["context"], present, batch.get("age"), dense)
+        age = batch["age"].to(items.dtype) if "age" in batch else None
+        state = self._state(vectors["context"], present, age, dense)
         affinity = torch.einsum("nd,nkd->nk", state, items)
         scores, candidates = biases + affinity, self._candidates(batch)
         counts = (candidates[:, :, None] == batch["context"][:, None, :]).to(scores.dtype)
-        if self.repeats:
-            memory = torch.einsum("nkl,nlj->nkj", counts, _remembered(batch["age"]))
+        if self.repeats and age is not None:
+            memory = torch.einsum("nkl,nlj->nkj", counts, _remembered(age))
             gain = _repeat_gain(memory, biases, affinity, vectors["repeat"][..., 0], dense["repeating"])
             scores = torch.where(counts.sum(-1) > 0, scores + gain, scores)
         stands_for = self._stands_for(candidates, counts.sum(-1), present.sum(1))
@@ -308,7 +313,7 @@ class Dynamic:
             same = same | elsewhere
         return log.masked_fill(same, _IMPOSSIBLE)
 
-    def features(self, time: Tensor, wave: Tensor | None) -> Tensor:
+    def features(self, time: Tensor, wave: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Features of time ``(times, num_features)``: a line from -1 to 1 over all slices, and sine waves.
 
         Wave j begins with j half turns over that span; frequency and phase are learnt. Beyond the span time stands
@@ -317,12 +322,14 @@ class Dynamic:
         Args:
             time: ``(times,)`` epoch seconds.
             wave: ``(times, 2, num_waves)`` relative change of each frequency, and phase.
+            dtype: Of the result.
         """
         first, last = float(self.bounds[0]), float(self.bounds[-1])
-        line = ((time.double() - first) / (last - first)).clamp(0.0, 1.0).float()[:, None] * 2 - 1
+        line = (((time.double() - first) / (last - first)).clamp(0.0, 1.0) * 2 - 1).to(dtype)[:, None]
         if wave is None:
             return line
         half_turns = torch.arange(1, self.num_waves + 1, device=time.device)
+        wave = wave.to(dtype)
         angle = 0.5 * torch.pi * half_turns * (1 + wave[:, 0]) * (line + 1) + wave[:, 1]
         return torch.cat((line, torch.sin(angle)), dim=1)
 
@@ -377,11 +384,12 @@ class Dynamic:
         ids, age = (torch.from_numpy(part).to(item.device) for part in (taken, days))
         asked = torch.from_numpy(now).to(item.device)
         own = {d.name: tables[d.name].expand(len(now), *d.shape) for d in self.dense}
+        age = age.to(item.dtype)
         present = ids != NOTHING
         state = self._state(tables["context"][ids.clamp(min=0).long()], present, age, own)
         affinity, biases = state @ item.T, tables["bias"][:, 0].expand(len(now), -1)
         if self.rows == "continuous":
-            features = self.features(asked, own.get("wave"))
+            features = self.features(asked, own.get("wave"), item.dtype)
             lifted = (features[:, :, None] * state[:, None]).flatten(1)
             affinity = affinity + lifted @ tables["item_wave"].T
             biases = biases + features @ tables["bias_wave"].T
@@ -409,7 +417,7 @@ class Dynamic:
         item, time = (torch.from_numpy(column).to(now.device) for column in columns)
         client = torch.from_numpy(history.owners()).to(now.device)
         keys, at = torch.unique(client * self.num_items + item, return_inverse=True)
-        remembered = _remembered(((now[client] - time) / 86_400).float())
+        remembered = _remembered((now[client] - time) / DAY)
         return keys, remembered.new_zeros((len(keys), len(_REPEAT_DAYS))).index_add_(0, at, remembered)
 
     def vectors_at(self, tables: Mapping[str, Tensor], time: int) -> Tensor:
@@ -420,7 +428,7 @@ class Dynamic:
             return item + tables["item_slice"][number :: self.num_slices]
         if self.rows == "continuous":
             wave = tables["wave"][None] if self.num_waves else None
-            features = self.features(torch.tensor([time], device=item.device), wave)[0]
+            features = self.features(torch.tensor([time], device=item.device), wave, item.dtype)[0]
             return item + torch.einsum(
                 "f,ifd->id", features, tables["item_wave"].view(len(item), -1, self.dim)
             )

@@ -30,8 +30,10 @@ from fedemb.data.synthetic import Synthetic
 from fedemb.errors import SettingError
 from fedemb.manifolds import Euclidean, Lorentz, Poincare
 from fedemb.server.optimizers import RULES, RowOptimizer
+from fedemb.server.prior import RandomWalk
 from fedemb.stages.clip import Clip
 from fedemb.stages.weight import WEIGHTS, Weight
+from fedemb.tasks.dynamic import Dynamic
 from fedemb.tasks.factorization import Factorization
 from fedemb.tasks.hierarchical import Hierarchical
 from fedemb.tasks.knowledge_graph import KnowledgeGraph
@@ -79,6 +81,17 @@ _GRAPH: dict[str, Any] = {
 _GRAPH |= {"temperature": 1.0, "margin": None, "reciprocal": True, "relations": "shared", "init_scale": 0.3}
 _SAMPLED: dict[str, Any] = {**_GRAPH, "objective": "sampled"}
 
+_DYNAMIC: dict[str, Any] = {
+    "dim": 3,
+    "negatives": 3,
+    "own_negatives": 2,
+    "rows": "slices",
+    "state": "exponential",
+}
+_DYNAMIC |= {"context": "history", "length": 4, "repeats": True, "slice": "day", "walk": 0.5, "num_waves": 2}
+_DYNAMIC |= {"l2": 0.01, "init_scale": 0.3}
+_WINDOW: dict[str, Any] = {"context": "window", "length": 2, "state": "mean", "repeats": False}
+
 TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
     "poincare": lambda: of(Hierarchical, tree(), dim=3, manifold="poincare", negatives=4, init_scale=0.3),
     "lorentz": lambda: of(Hierarchical, tree(), dim=3, manifold="lorentz", negatives=4, init_scale=0.3),
@@ -96,6 +109,10 @@ TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
     "tied": lambda: of(Skipgram, clusters(), **{**_SKIPGRAM, "tied": True, "negatives": 0}),
     "bpr": lambda: of(Factorization, clusters(), **_FACTORS),
     "logistic": lambda: of(Factorization, clusters(), **{**_FACTORS, "objective": "logistic", "bias": False}),
+    "dynamic": lambda: of(Dynamic, clusters(), **_DYNAMIC),
+    "dynamic-gated": lambda: of(Dynamic, clusters(), **{**_DYNAMIC, "state": "gated", "rows": "static"}),
+    "dynamic-waves": lambda: of(Dynamic, clusters(), **{**_DYNAMIC, "state": "mean", "rows": "continuous"}),
+    "dynamic-window": lambda: of(Dynamic, clusters(), **{**_DYNAMIC, **_WINDOW}),
     "complex": lambda: of(KnowledgeGraph, graph(), **_GRAPH),
     "complex-all": lambda: of(KnowledgeGraph, graph(), **{**_GRAPH, "against": "all"}),
     "complex-sampled": lambda: of(KnowledgeGraph, graph(), **{**_SAMPLED, "temperature": 0.0}),
@@ -123,6 +140,7 @@ OPTIMIZERS: dict[str, Callable[[], ServerOptimizer]] = {
     rule: lambda rule=rule: RowOptimizer(TABLES, rule)
     for rule in RULES  # type: ignore[misc]
 }
+OPTIMIZERS["walk"] = lambda: RandomWalk(RowOptimizer(TABLES, "adam"), TABLES)
 
 # --- what they are tried on -----------------------------------------------------------------------------
 
@@ -303,7 +321,7 @@ def test_tables_have_names_of_their_own_and_a_shared_one_first(name: str) -> Non
     assert task.tables[0].shared
     for table in task.tables:
         if table.shared:
-            assert table.num_rows == len(dataset.vocabularies[table.entity])
+            assert table.num_rows == len(dataset.vocabularies[table.entity]) * table.num_slices
 
 
 @every_task
@@ -365,7 +383,9 @@ def test_gradient_reaches_every_table(name: str) -> None:
     vectors = {n: points[n][ids].requires_grad_() for n, ids in task.lookup(batch).items()}
     rows = whole_tables(task, points, batch)
     inputs = [*vectors.values(), *(c.points.requires_grad_() for c in rows.values())]
-    gradients = torch.autograd.grad(loss_of(task, vectors, model.dense, batch, rows).sum(), inputs)
+    size = len(next(iter(batch.values())))
+    dense = {n: v.expand(size, *v.shape) for n, v in model.dense.items()}
+    gradients = torch.autograd.grad(loss_of(task, vectors, dense, batch, rows).sum(), inputs)
     for table, gradient in zip([*vectors, *(f"{n}, compared" for n in rows)], gradients, strict=True):
         assert gradient.isfinite().all(), table
         assert gradient.abs().sum() > 0, table

@@ -40,6 +40,12 @@ CASES = {
         *INTERACTIONS, "task=skipgram", "task.dim=8", "cohort=poisson", "cohort.rate=0.5", "aggregate.rows=heat",
     ],
     "factorization": [*INTERACTIONS, "task=factorization", "task.dim=8", "cohort=uniform", "cohort.size=11"],
+    "dynamic": [
+        *INTERACTIONS, "task=dynamic", "task.dim=4", "task.slice=2 days", "cohort=uniform", "cohort.size=11",
+    ],
+    "dynamic-means": [
+        *INTERACTIONS, "task=dynamic", "task.dim=4", "task.slice=2 days", "task.state=gated", "aggregate.rows=ratio",
+    ],
     "knowledge-graph": [
         "data=triples", f"data.path={graph_files()}", "partition=natural", "task=knowledge_graph", "task.dim=8",
         "task.relations=personal", "task.init_scale=0.5", "train.learning_rate=1.0", "cohort=uniform", "cohort.size=3",

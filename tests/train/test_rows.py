@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.functional import softplus
 
 from fedemb.data.shards import Shards, offsets_of
 from fedemb.manifolds import Euclidean
+from fedemb.tasks.dynamic import Dynamic
 from fedemb.tasks.factorization import Factorization
 from fedemb.tasks.hierarchical import Hierarchical
 from fedemb.tasks.knowledge_graph import KnowledgeGraph
@@ -87,6 +89,9 @@ def shards(*names: str) -> Shards:
         columns["label"] = (rng.random(total) < 0.7).astype(np.float32)
     if "child" in names:
         columns["parent"] = (columns["child"] + 1 + rng.integers(0, 5, total)) % NUM_ITEMS
+    if "time" in names:
+        columns["time"] = np.sort(rng.integers(0, 100 * 86_400, total))
+        columns["session"] = np.arange(total) // 2
     if "relation" in names:
         columns["relation"] %= NUM_RELATIONS
     columns["weight"] = rng.random(total).astype(np.float32) + 0.5
@@ -105,6 +110,12 @@ def graph_task(
     return Double(KnowledgeGraph(NUM_ITEMS, NUM_RELATIONS, *settings))
 
 
+def dynamic(**changes: Any) -> Task:
+    bounds = np.array([0, 40, 60, 100]) * 86_400
+    task = Dynamic(NUM_ITEMS, bounds, 3, 4, 2, "slices", "exponential", "history", 3, True, 1.0, 2, 0.1, 0.5)
+    return Double(replace(task, **changes))
+
+
 PAIRS, TRIPLES = ("left", "right"), ("head", "relation", "tail")
 TASKS = {
     "poincare": (
@@ -121,6 +132,13 @@ TASKS = {
     "bpr": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "bpr", True, 0.3)), ("item",)),
     "logistic": (lambda: Double(Factorization(NUM_ITEMS, cdf(), 4, 3, "logistic", False, 0.3)), ("item",)),
     "dense": (WithDense, PAIRS),
+    "dynamic": (dynamic, ("item", "time")),
+    "dynamic-gated": (lambda: dynamic(state="gated", rows="static"), ("item", "time")),
+    "dynamic-waves": (lambda: dynamic(state="mean", rows="continuous"), ("item", "time")),
+    "dynamic-window": (
+        lambda: dynamic(context="window", state="mean", repeats=False, own_negatives=0),
+        ("item", "time"),
+    ),
     "curved": (
         lambda: Hierarchical(NUM_ITEMS, 3, "lorentz", -0.7, 9, 0.3, shared_negatives=True, learn_scale=True),
         ("child", "parent"),
