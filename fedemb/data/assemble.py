@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from fedemb.data.events import Events, show_counts
 from fedemb.data.held_out import SPLITS, TRAIN, HoldOut, Label, check_no_future, client_blocks
 from fedemb.data.shards import Shards, offsets_of, span_of
+from fedemb.data.shuffled import shuffled_times, with_times
 from fedemb.data.store import ShardBuilder
 from fedemb.data.vocabulary import OUT_OF_VOCABULARY, Vocabulary
 from fedemb.errors import DataError
@@ -36,6 +37,7 @@ class Assembly:
         keep_cold_clients: Whether clients stay who have validation events but no training events.
         declared: Vocabularies that are given, per entity.
         memory_bytes: Budget of each split for lines in memory.
+        shuffle_times: Whether training events are dealt each other's times (8 bytes an event beyond that budget).
     """
 
     entity_of: Mapping[str, str]
@@ -45,6 +47,7 @@ class Assembly:
     keep_cold_clients: bool = False
     declared: Mapping[str, Vocabulary] = field(default_factory=dict)
     memory_bytes: int = 1 << 30
+    shuffle_times: bool = False
 
     @property
     def block_lines(self) -> int:
@@ -83,11 +86,32 @@ def assemble(
     counts["clients_read"] = num_clients
     order = np.arange(num_clients) if names is None else np.asarray(pc.sort_indices(names), dtype=np.int64)
 
-    def blocks() -> Iterator[tuple[Shards, Label, int]]:
+    def in_true_order() -> Iterator[tuple[Shards, Label, int]]:
         for start, end in client_blocks(events.shards.sizes[order], assembly.block_lines):
             lines, num_dropped = arrange(events.shards.take(order[start:end]))
             clients = np.arange(start, end, dtype=np.int64)
             yield lines, assembly.hold_out.label(lines, cuts, clients, seed), num_dropped
+
+    times = None
+    if assembly.shuffle_times:
+        if cuts is None:
+            raise DataError(
+                "data.shuffle_times must be false where clients are cut one by one: it needs times, and a split by "
+                "data.validation_from, data.test_from or shares of time"
+            )
+        times = shuffled_times(
+            [lines.columns["time"][label == TRAIN] for lines, label, _ in in_true_order()], seed
+        )
+
+    def blocks() -> Iterator[tuple[Shards, Label, int]]:
+        if times is None:
+            yield from in_true_order()
+            return
+        done = 0
+        for lines, label, num_dropped in in_true_order():
+            count = int((label == TRAIN).sum())
+            yield *with_times(lines, label, times[done : done + count]), num_dropped
+            done += count
 
     entities = dict.fromkeys(assembly.entity_of.values())
     seen = {entity: np.zeros(len(events.names[entity]), dtype=np.int64) for entity in entities}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedemb.data.cells import NO_TIME, parse_numbers, parse_times
+from fedemb.data.cells import NO_TIME, parse_numbers, parse_time, parse_times
 from fedemb.data.columns import column_names
 from fedemb.data.partition import Natural, partitioned
 from fedemb.data.shards import Shards
@@ -20,11 +20,12 @@ from fedemb.data.store import ShardBuilder
 from fedemb.data.tabular import locate, read_columns
 from fedemb.data.vocabulary import Vocabulary, VocabularyBuilder
 from fedemb.errors import DataError, SettingError
-from fedemb.types import Partition
+from fedemb.types import Int64, Partition
 
 logger = logging.getLogger("fedemb")
 
 Mask = npt.NDArray[np.bool_]
+NEVER = np.iinfo(np.int64).max
 LABEL = "partition"  # the role of a column that only the partition wants
 
 
@@ -58,6 +59,7 @@ class Reading:
         time_format: Of the times, where they are neither ISO 8601 nor epoch numbers.
         delimiter: Between cells.
         memory_bytes: Budget for lines in memory.
+        window: What lies in between is read; see ``window_of``.
     """
 
     path: str
@@ -69,6 +71,22 @@ class Reading:
     time_format: str | None = None
     delimiter: str | None = None
     memory_bytes: int = 1 << 30
+    window: tuple[int, int] | None = None
+
+
+def window_of(since: str | None, until: str | None) -> tuple[int, int] | None:
+    """First epoch second that is read, and the first that is not any more; None: everything is.
+
+    Raises:
+        SettingError: If one of them is no time, or nothing can lie between them.
+    """
+    if since is None and until is None:
+        return None
+    first = -NEVER if since is None else parse_time("data.since", since)
+    end = NEVER if until is None else parse_time("data.until", until)
+    if first >= end:
+        raise SettingError(f"data.since must be before data.until, got {since} and {until}")
+    return first, end
 
 
 def check_patterns(setting: str, patterns: Mapping[str, str]) -> None:
@@ -96,13 +114,18 @@ def read_events(
         partition: Makes clients where there is no client column.
         seed: Of the partition.
         counts: Is added, besides what ``read_columns`` counts: ``rows_cancelled``,
-            ``rows_not_positive``, ``rows_bad_<role>`` and ``rows_used``.
+            ``rows_not_positive``, ``rows_bad_<role>``, ``rows_before_since``, ``rows_after_until`` and
+            ``rows_used``.
 
     Raises:
         DataError: If the file cannot be read, or no row is usable.
         SettingError: If the partition does not suit the data.
     """
     present = column_names(reading.path, reading.delimiter)
+    if reading.window is not None and present and "time" not in reading.columns:
+        raise DataError(
+            "data.columns.time must name a column where data.since or data.until is set, got none"
+        )
     label = _label_column(reading, partition, present)
     ids = [*reading.entity_of, *([LABEL] if label else [])]
     rules = _rules(reading, present)
@@ -123,6 +146,8 @@ def read_events(
     ):
         batch = _obeying(batch, rules, counts)
         columns, good = _values(batch, reading, counts)
+        if reading.window is not None:
+            good &= _within(columns["time"], good, reading.window, counts)
         batch = batch.filter(pa.array(good))
         columns = {role: column[good] for role, column in columns.items()}
         for role in ids:
@@ -224,6 +249,14 @@ def _values(
             logger.warning("%s: %r is no %s; such rows are left out and counted", where, cell, role)
         good &= fine
     return columns, good
+
+
+def _within(time: Int64, good: Mask, window: tuple[int, int], counts: MutableMapping[str, int]) -> Mask:
+    """Which rows lie in a window of time; those that are good and do not are counted."""
+    early, late = time < window[0], time >= window[1]
+    for name, out in (("rows_before_since", early), ("rows_after_until", late)):
+        counts[name] = counts.get(name, 0) + int((good & out).sum())
+    return ~(early | late)
 
 
 def _encode(

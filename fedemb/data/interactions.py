@@ -10,7 +10,7 @@ import numpy as np
 from fedemb.data.assemble import Assembly, assemble, in_order, keep_lines
 from fedemb.data.columns import check_roles, resolve_columns
 from fedemb.data.declared import read_vocabulary
-from fedemb.data.events import Reading, check_patterns, read_events
+from fedemb.data.events import Reading, check_patterns, read_events, window_of
 from fedemb.data.held_out import DAY, HoldOut
 from fedemb.data.shards import Column, Shards
 from fedemb.errors import DataError, SettingError
@@ -41,6 +41,11 @@ class Interactions:
         drop: Per column, a regular expression: rows whose cell starts with a match are cancelled,
             such as ``{InvoiceNo: C}``.
         positive: More columns that must be above zero, such as a price.
+        since: ISO time; earlier events are not used at all. Null: all.
+        until: ISO time; events from here on are not used at all. Null: all.
+        shuffle_times: A leak check: the training events' times are dealt anew among all of them, so that what
+            training could learn of time is lost. A model that does as well as before does not live on time, or it
+            knows the future.
         validation_from: ISO time; from here on events are validation, not training. Null: no such
             part, or, if ``test_from`` is null as well, by shares.
         test_from: ISO time; from here on events are test.
@@ -65,6 +70,9 @@ class Interactions:
     min_client_count: int = 1
     drop: Mapping[str, str] = field(default_factory=dict)
     positive: Sequence[str] = ()
+    since: str | None = None
+    until: str | None = None
+    shuffle_times: bool = False
     validation_from: str | None = None
     test_from: str | None = None
     validation_share: float = 0.1
@@ -89,7 +97,7 @@ class Interactions:
             raise SettingError(
                 f"data.deduplicate must be one of {', '.join(ONE_EACH)}, got {self.deduplicate!r}"
             )
-        _ = self.hold_out
+        _ = self.hold_out, window_of(self.since, self.until)
 
     @property
     def hold_out(self) -> HoldOut:
@@ -120,6 +128,7 @@ class Interactions:
             time_format=self.time_format,
             delimiter=self.delimiter,
             memory_bytes=self.memory_bytes,
+            window=window_of(self.since, self.until),
         )
         assembly = Assembly(
             entity_of={"item": "item"},
@@ -128,6 +137,7 @@ class Interactions:
             min_client_count=self.min_client_count,
             keep_cold_clients=self.keep_cold_clients,
             declared={"item": declared} if declared else {},
+            shuffle_times=self.shuffle_times,
             memory_bytes=self.memory_bytes,
         )
         events = read_events(reading, partition, seed, counts)

@@ -10,7 +10,7 @@ import numpy as np
 from fedemb.data.assemble import Assembly, assemble, in_order
 from fedemb.data.columns import check_roles, resolve_columns
 from fedemb.data.declared import read_vocabulary
-from fedemb.data.events import Reading, read_events
+from fedemb.data.events import Reading, read_events, window_of
 from fedemb.data.held_out import HoldOut
 from fedemb.data.interactions import check_counts
 from fedemb.data.shards import Shards
@@ -37,6 +37,11 @@ class Pairs:
         min_count: Names seen less often in training, on either side, are out of vocabulary: their
             pairs are dropped.
         min_client_count: Clients with fewer training pairs are dropped.
+        since: ISO time; earlier events are not used at all. Null: all.
+        until: ISO time; events from here on are not used at all. Null: all.
+        shuffle_times: A leak check: the training events' times are dealt anew among all of them, so that what
+            training could learn of time is lost. A model that does as well as before does not live on time, or it
+            knows the future.
         validation_from: ISO time; from here on pairs are validation. Null: no such part, or, if
             ``test_from`` is null as well, by shares.
         test_from: ISO time; from here on pairs are test.
@@ -54,6 +59,9 @@ class Pairs:
     tied: bool = True
     min_count: int = 1
     min_client_count: int = 1
+    since: str | None = None
+    until: str | None = None
+    shuffle_times: bool = False
     validation_from: str | None = None
     test_from: str | None = None
     validation_share: float = 0.1
@@ -71,7 +79,7 @@ class Pairs:
                 "data.vocabulary must be null where data.tied is false (there are two), "
                 f"got {self.vocabulary!r}"
             )
-        _ = self.hold_out
+        _ = self.hold_out, window_of(self.since, self.until)
 
     @property
     def hold_out(self) -> HoldOut:
@@ -97,6 +105,7 @@ class Pairs:
             time_format=self.time_format,
             delimiter=self.delimiter,
             memory_bytes=self.memory_bytes,
+            window=window_of(self.since, self.until),
         )
         assembly = Assembly(
             entity_of=entity_of,
@@ -104,6 +113,7 @@ class Pairs:
             min_count=self.min_count,
             min_client_count=self.min_client_count,
             declared={"item": read_vocabulary(self.vocabulary)} if self.vocabulary else {},
+            shuffle_times=self.shuffle_times,
             memory_bytes=self.memory_bytes,
         )
         events = read_events(reading, partition, seed, counts)

@@ -372,3 +372,62 @@ def test_online_retail_as_it_is() -> None:
 def test_rules_of_online_retail(settings: dict[str, Any], rows: int, customers: int) -> None:
     counts = load(str(SHARED), **settings).counts
     assert (counts["rows_used"], counts["clients_read"]) == (rows, customers)
+
+
+def test_since_and_until_leave_events_out_and_count_them(tmp_path: Path) -> None:
+    data = load(written(tmp_path), since="2020-01-02", until="2020-02-06", test_from="2020-02-01")
+    assert lines_of(data) == {"ann": ["pear"], "bob": ["pear", "pear"]}
+    assert lines_of(data, "test") == {"ann": ["pear"], "bob": []}
+    assert data.counts["rows_before_since"] == 3
+    assert data.counts["rows_after_until"] == 2
+    whole = load(written(tmp_path), since="2019-01-01", until="2021-01-01", test_from="2020-02-01")
+    assert lines_of(whole) == lines_of(load(written(tmp_path), test_from="2020-02-01"))
+    with pytest.raises(SettingError, match=r"data\.since must be before data\.until"):
+        load(written(tmp_path), since="2020-02-01", until="2020-02-01")
+    with pytest.raises(DataError, match=r"data\.columns\.time must name a column where data\.since"):
+        load(written(tmp_path), since="2020-02-01", columns={"time": ""})
+
+
+def many(folder: Path, num_events: int = 300) -> str:
+    rng = np.random.default_rng(0)
+    rows = [
+        f"c{rng.integers(6)},i{rng.integers(9)},2020-{1 + m // 28:02d}-{1 + m % 28:02d} {rng.integers(24):02d}:00:00"
+        for m in rng.integers(0, 112, num_events)
+    ]
+    return written(folder, "\n".join(["user,item,time", *rows]), "many.csv")
+
+
+def test_shuffled_times_stay_in_training_and_nothing_else_changes(tmp_path: Path) -> None:
+    path = many(tmp_path)
+    true, shuffled = (load(path, test_from="2020-04-01", shuffle_times=flag) for flag in (False, True))
+    before, after = true.train, shuffled.train
+    assert sorted(before.columns["time"]) == sorted(after.columns["time"])
+    assert np.array_equal(before.sizes, after.sizes)
+    for client in range(before.num_clients):
+        one, other = (part.take(np.array([client])) for part in (before, after))
+        assert sorted(one.columns["item"]) == sorted(other.columns["item"])
+        assert (np.diff(other.columns["time"]) >= 0).all()
+    moved = before.columns["time"] != after.columns["time"]
+    assert moved.mean() > 0.9
+    for name, column in true.held_out["test"].columns.items():
+        if name != "session":
+            assert np.array_equal(column, shuffled.held_out["test"].columns[name])
+    days = after.columns["time"] // 86_400
+    same_day = (np.diff(days) == 0) & (np.diff(after.owners()) == 0)
+    assert np.array_equal(np.diff(after.columns["session"]) == 0, same_day)
+
+
+def test_shuffled_times_do_not_depend_on_memory(tmp_path: Path) -> None:
+    path = many(tmp_path)
+    one, other = (
+        load(path, test_from="2020-04-01", shuffle_times=True, memory_bytes=budget) for budget in (1 << 30, 400)
+    )
+    for name, column in one.train.columns.items():
+        assert np.array_equal(column, other.train.columns[name]), name
+    again = load(path, test_from="2020-04-01", shuffle_times=True, seed=1)
+    assert not np.array_equal(one.train.columns["time"], again.train.columns["time"])
+
+
+def test_shuffled_times_need_a_split_by_time(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.shuffle_times must be false"):
+        load(written(tmp_path), leave_last=1, shuffle_times=True)

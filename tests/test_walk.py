@@ -1,0 +1,96 @@
+"""walk.py and server/prior.py: the tridiagonal solve is the least-squares problem that it says it is."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedemb.manifolds import Euclidean
+from fedemb.server.optimizers import RowOptimizer
+from fedemb.server.prior import RandomWalk
+from fedemb.types import RowTotal, Table, Total
+from fedemb.walk import smooth_, smoothed
+
+
+def by_least_squares(points: np.ndarray, weights: np.ndarray, precision: float) -> np.ndarray:
+    """Minimises the sum of squares of the module's docstring, one coordinate after another."""
+    size = len(points)
+    steps = np.eye(size) - np.eye(size, k=-1)  # the first row is the distance from the base
+    rows = np.vstack((np.sqrt(weights)[:, None] * np.eye(size), np.sqrt(precision) * steps))
+    columns = []
+    for column in points.T:
+        wanted = np.concatenate((np.sqrt(weights) * column, np.zeros(size)))
+        columns.append(np.linalg.lstsq(rows, wanted, rcond=None)[0])
+    return np.stack(columns, axis=1)
+
+
+@given(st.integers(1, 9), st.floats(0.01, 50), st.integers(0, 10**6))
+def test_smoothing_is_least_squares(num_slices: int, precision: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points, weights = rng.normal(size=(3, num_slices, 2)), rng.exponential(size=(3, num_slices))
+    weights[rng.random(weights.shape) < 0.4] = 0.0
+    got = smoothed(torch.from_numpy(points), torch.from_numpy(weights), precision).numpy()
+    for entity in range(3):
+        expected = by_least_squares(points[entity], weights[entity], precision)
+        np.testing.assert_allclose(got[entity], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_what_nobody_saw_lies_between_and_after_stays_where_it_was() -> None:
+    points, weights = torch.zeros(1, 6, 1), torch.zeros(1, 6)
+    points[0, 1], points[0, 4], weights[0, 1], weights[0, 4] = 1.0, 4.0, 1e9, 1e9
+    got = smoothed(points.double(), weights.double(), 1.0).flatten()
+    torch.testing.assert_close(got, torch.tensor([0.5, 1, 2, 3, 4, 4]).double(), rtol=1e-6, atol=1e-6)
+
+
+def test_no_prior_leaves_the_rows_alone() -> None:
+    points = torch.randn(2, 3, 2)
+    assert torch.equal(smoothed(points, torch.ones(2, 3), 0.0), points)
+
+
+SPEC = Table("item_slice", 12, 2, Euclidean(torch.float64), 0.0, num_slices=4, walk=2.0)
+
+
+def test_only_entities_that_moved_are_smoothed() -> None:
+    table = torch.randn(12, 2, dtype=torch.float64)
+    before = table.clone()
+    smooth_(SPEC, table, torch.tensor([5, 6]))
+    assert torch.equal(table[:4], before[:4])
+    assert torch.equal(table[8:], before[8:])
+    expected = by_least_squares(before[4:8].numpy(), np.ones(4), 2.0)
+    np.testing.assert_allclose(table[4:8].numpy(), expected)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([3.0, 1.0])])
+def test_rows_come_to_rest_where_data_and_prior_are_in_balance(weights: torch.Tensor | None) -> None:
+    """Clients that pull rows to fixed targets, round after round: the rows end at the maximum of the posterior."""
+    targets = torch.tensor([[1.0, -2.0], [4.0, 3.0]], dtype=torch.float64)
+    rows = torch.tensor([4, 6])
+    tables = {"item_slice": torch.zeros(12, 2, dtype=torch.float64)}
+    optimizer = RandomWalk(RowOptimizer((SPEC,), "sgd"), (SPEC,))
+    for _ in range(4_000):
+        step = 0.3 * (targets - tables["item_slice"][rows])
+        optimizer.step(tables, {}, Total({"item_slice": RowTotal(rows, step, weights)}, {}, 1))
+    strength = np.zeros(4)
+    strength[[0, 2]] = 0.3 * (np.ones(2) if weights is None else weights.numpy())
+    wanted = np.zeros((4, 2))
+    wanted[[0, 2]] = targets.numpy()
+    expected = by_least_squares(wanted, strength, 2.0)
+    np.testing.assert_allclose(tables["item_slice"][4:8].numpy(), expected, rtol=1e-5)
+    assert not tables["item_slice"][:4].any()
+
+
+def test_rows_of_earlier_rounds_are_held_by_what_they_stand_on() -> None:
+    """Means: a slice that no client of this round saw stays where those of earlier rounds put it."""
+    tables = {"item_slice": torch.zeros(12, 2, dtype=torch.float64)}
+    spec = Table("item_slice", 12, 2, Euclidean(torch.float64), 0.0, num_slices=4, walk=1e-6)
+    optimizer = RandomWalk(RowOptimizer((spec,), "sgd"), (spec,))
+    first = RowTotal(torch.tensor([4]), torch.ones(1, 2, dtype=torch.float64), torch.tensor([5.0]))
+    second = RowTotal(torch.tensor([7]), -torch.ones(1, 2, dtype=torch.float64), torch.tensor([5.0]))
+    optimizer.step(tables, {}, Total({"item_slice": first}, {}, 1))
+    state = optimizer.state()
+    again = RandomWalk(RowOptimizer((spec,), "sgd"), (spec,))
+    again.restore(state)
+    again.step(tables, {}, Total({"item_slice": second}, {}, 1))
+    np.testing.assert_allclose(tables["item_slice"][[4, 7], 0].numpy(), [1.0, 0.0], atol=1e-5)
+    np.testing.assert_allclose(tables["item_slice"][[5, 6], 0].numpy(), [2 / 3, 1 / 3], atol=1e-4)
