@@ -40,8 +40,8 @@ _IMPOSSIBLE = float("-inf")
 class Dynamic:
     """Scores which item an event at time t is, given what stands around it: ``bias_i(t) + <state, item_i(t)>``.
 
-    **Items in time** (``rows``): ``static`` rows do not move. ``slices`` add to each row, and bias, an
-    adjustment for the slice that t lies in; an entity's adjustments follow a random walk, whose prior the
+    **Items in time** (``rows``): ``static`` rows do not move. ``slices`` add to each vector an adjustment for the
+    slice that t lies in, and the bias is the slice's own; an entity's slices follow a random walk, whose prior the
     server solves for. ``continuous`` rows are functions: the row plus coefficients of learnt features of time,
     a line and sine waves.
 
@@ -180,8 +180,9 @@ class Dynamic:
         tables = [
             Table("item", n, self.dim, flat, self.init_scale),
             Table("context", n, self.dim, flat, self.init_scale),
-            Table("bias", n, 1, flat, 0.0),
         ]
+        if self.rows != "slices":
+            tables.append(Table("bias", n, 1, flat, 0.0))
         if self.rows == "slices":
             count, steps = self.num_slices * n, {"num_slices": self.num_slices, "walk": self.walk}
             tables += [
@@ -255,8 +256,9 @@ class Dynamic:
         candidates, context = self._candidates(batch), batch["context"].long()
         some = context.amax(1, keepdim=True)  # a row that the example looks up anyway fills the gaps
         filler = torch.where(some == NOTHING, batch["item"][:, None], some)
-        ids = dict.fromkeys(("item", "bias"), candidates)
-        ids["context"] = torch.where(context == NOTHING, filler, context)
+        ids = {"item": candidates, "context": torch.where(context == NOTHING, filler, context)}
+        if self.rows != "slices":
+            ids["bias"] = candidates
         if self.rows == "slices":
             ids |= dict.fromkeys(
                 ("item_slice", "bias_slice"), candidates * self.num_slices + batch["slice"][:, None]
@@ -268,10 +270,9 @@ class Dynamic:
         return ids
 
     def loss(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        items, biases = vectors["item"], vectors["bias"][..., 0]
+        items, biases = vectors["item"], vectors["bias_slice" if self.rows == "slices" else "bias"][..., 0]
         if self.rows == "slices":
             items = items + vectors["item_slice"]
-            biases = biases + vectors["bias_slice"][..., 0]
         if self.rows == "continuous":
             features = self.features(batch["time"], dense.get("wave"), items.dtype)
             shape = (*items.shape[:2], self.num_features, self.dim)
@@ -387,7 +388,9 @@ class Dynamic:
         age = age.to(item.dtype)
         present = ids != NOTHING
         state = self._state(tables["context"][ids.clamp(min=0).long()], present, age, own)
-        affinity, biases = state @ item.T, tables["bias"][:, 0].expand(len(now), -1)
+        affinity = state @ item.T
+        if self.rows != "slices":
+            biases = tables["bias"][:, 0].expand(len(now), -1)
         if self.rows == "continuous":
             features = self.features(asked, own.get("wave"), item.dtype)
             lifted = (features[:, :, None] * state[:, None]).flatten(1)
@@ -395,11 +398,11 @@ class Dynamic:
             biases = biases + features @ tables["bias_wave"].T
         if self.rows == "slices":
             at = slice_of(now, self.bounds)
-            affinity, biases = affinity.clone(), biases.clone()
+            affinity, biases = affinity.clone(), torch.empty_like(affinity)
             for number in np.unique(at):
                 here = torch.from_numpy(np.flatnonzero(at == number)).to(item.device)
                 affinity[here] += state[here] @ tables["item_slice"][number :: self.num_slices].T
-                biases[here] += tables["bias_slice"][number :: self.num_slices, 0]
+                biases[here] = tables["bias_slice"][number :: self.num_slices, 0]
         scores = biases + affinity
         if not self.repeats:
             return scores

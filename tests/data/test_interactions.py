@@ -420,7 +420,8 @@ def test_shuffled_times_stay_in_training_and_nothing_else_changes(tmp_path: Path
 def test_shuffled_times_do_not_depend_on_memory(tmp_path: Path) -> None:
     path = many(tmp_path)
     one, other = (
-        load(path, test_from="2020-04-01", shuffle_times=True, memory_bytes=budget) for budget in (1 << 30, 400)
+        load(path, test_from="2020-04-01", shuffle_times=True, memory_bytes=budget)
+        for budget in (1 << 30, 400)
     )
     for name, column in one.train.columns.items():
         assert np.array_equal(column, other.train.columns[name]), name
