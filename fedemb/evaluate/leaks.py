@@ -23,9 +23,9 @@ _CLIENTS_AT_ONCE = 512
 def walk_batches(task: Temporal, dataset: Dataset, batch_size: int, seed: int) -> dict[str, int]:
     """Walks the batches of one pass of every client, as training draws them, and counts what it saw.
 
-    Checked of every example: it lies before whatever of its client is held out; nothing in its context was taken by
-    its client later than itself; its ages are not negative; and every row that belongs to a slice of time, negatives
-    included, belongs to the slice that the example lies in.
+    Checked of every example: it lies before whatever of its client is held out; its context is what its client trains
+    on, and, where that has ages, none was first taken later than the example, nor is an age negative; and every row
+    that belongs to a slice of time, negatives included, belongs to the slice that the example lies in.
 
     Args:
         task: What is learnt.
@@ -85,9 +85,11 @@ def _check(
     line, place = np.nonzero(context != NOTHING)
     keys, first = taken
     at = np.searchsorted(keys, owner[line] * num_items + context[line, place]).clip(max=len(keys) - 1)
-    if (keys[at] != owner[line] * num_items + context[line, place]).any() or (first[at] > time[line]).any():
+    beside = "age" not in batch  # neighbours in a text stand beside an example, not before it
+    later = np.zeros(len(line), dtype=np.bool_) if beside else first[at] > time[line]
+    if (keys[at] != owner[line] * num_items + context[line, place]).any() or later.any():
         raise RuntimeError("a context must hold what its client took before; the future leaked")
-    if "age" in batch and bool((batch["age"] < 0).any()):
+    if not beside and bool((batch["age"] < 0).any()):
         raise RuntimeError("ages in a context must not be negative; the future leaked")
 
 
