@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedemb.data.shards import Shards
+from fedemb.data.shards import Shards, join
 from fedemb.evaluate.hierarchy import Reconstruction
 from fedemb.evaluate.pairs import PairClassification
 from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
@@ -58,6 +58,11 @@ def measurable(evaluation: Evaluation, dataset: Dataset) -> Int64:
             return np.flatnonzero(evaluation.pairs.sizes > 0)
         case _:
             return np.flatnonzero(dataset.train.sizes > 0)
+
+
+def known_when_measured(evaluation: Evaluation, dataset: Dataset) -> Shards:
+    """What each client knows, by client id, when it is measured."""
+    return join(evaluation.histories) if isinstance(evaluation, Ranking) else dataset.train
 
 
 def reference_ranking(name: str, task: Task, dataset: Dataset) -> Evaluation | None:
