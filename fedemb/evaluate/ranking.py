@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -238,6 +238,7 @@ class Ranking:
         ks: Cut-offs.
         split: Names the metrics: those of another split than ``test`` begin with its name.
         now: ``(clients,)`` when each client is asked, by client id; see ``asked_at``.
+        also: More metrics ``(clients,)`` of the same scores, given these, what comes next, the history, and the ids.
         memory_bytes: Budget for the scores of the clients that are ranked together.
     """
 
@@ -247,6 +248,7 @@ class Ranking:
     ks: tuple[int, ...] = (10,)
     split: str = "test"
     now: Int64 | None = None
+    also: Callable[[Tensor, Shards, Shards, Int64], Mapping[str, Tensor]] | None = None
     memory_bytes: int = 1 << 28
 
     def __post_init__(self) -> None:
@@ -307,4 +309,7 @@ class Ranking:
         prefix = "" if self.split == "test" else f"{self.split}_"
         named = {f"{prefix}{name}": value for name, value in values.items()}
         named |= {f"{prefix}new_{name}": value for name, value in new.items()}
+        if self.also is not None:
+            more = self.also(scores, test, history, clients[at])
+            named |= {f"{prefix}{name}": value for name, value in more.items()}
         return named, scores.shape[1], int(raw.isnan().any(1).sum())
