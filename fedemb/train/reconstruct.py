@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fedemb.data.shards import Shards
 from fedemb.train.optimizers import OptimizerMemory
-from fedemb.train.personal import PersonalRows, personal_rows, rows_of
+from fedemb.train.personal import PersonalRows, rows_of
 from fedemb.train.phases import ALL, QUERY, SUPPORT, Phase
-from fedemb.train.rows import RECONSTRUCTED, LocalTraining, train_cohort
+from fedemb.train.rows import ORIGIN, RECONSTRUCTED, LocalTraining, train_cohort
 from fedemb.types import Evaluated, Evaluation, Int64, Task, Updates
 
 MEASURING = 0  # the round whose draws a client uses while it is measured; training begins with 1
@@ -41,7 +41,7 @@ def reconstruct(
 ) -> dict[str, PersonalRows]:
     """Personal rows of these clients, from their examples and the shared model alone.
 
-    They begin as they do for a client that nobody knows; one without examples has them as they begin.
+    They begin where ``settings.reconstruction_start`` says; a client without examples has them as they begin.
 
     Args:
         task: What is learnt.
@@ -55,7 +55,8 @@ def reconstruct(
         part: Which examples are seen: ``all`` or ``support``.
     """
     first, end = (int(clients[0]), int(clients[-1]) + 1) if len(clients) else (0, 0)
-    personal = personal_rows(task.tables, first, end - first)
+    make = PersonalRows.at_origin if settings.reconstruction_start == ORIGIN else PersonalRows.empty
+    personal = {t.name: make(t, first, end - first) for t in task.tables if not t.shared}
     shared = [*(table.name for table in task.tables if table.shared), *(part.name for part in task.dense)]
     rate = settings.reconstruction_learning_rate
     training = replace(

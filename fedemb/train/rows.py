@@ -34,6 +34,7 @@ from fedemb.train.ragged import chunk_bounds, localise
 from fedemb.types import Candidates, Int64, ListwiseTask, RowUpdates, Table, Task, Updates
 
 STATEFUL, RECONSTRUCTED = "stateful", "reconstructed"
+INITIAL, ORIGIN = "initial", "origin"
 _EXAMPLE_OVERHEAD_BYTES = 64
 _COMPARISON_BYTES = 64  # of an example with a candidate: the score, and what is computed on its way
 
@@ -58,6 +59,7 @@ class LocalTraining:
         support_share: Of a client's examples, those that its rows are reconstructed from in training.
         reconstruction_epochs: Passes over these.
         reconstruction_learning_rate: As ``learning_rate``, which it is where this is None.
+        reconstruction_start: Where rows begin: ``initial``, as a table's do, or ``origin`` of their space.
     """
 
     optimizer: LocalOptimizer
@@ -75,6 +77,7 @@ class LocalTraining:
     support_share: float = 0.5
     reconstruction_epochs: int = 1
     reconstruction_learning_rate: float | None = None
+    reconstruction_start: str = INITIAL
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -91,8 +94,11 @@ class LocalTraining:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"train.{name} must be a positive number or null, got {value}")
-        if self.personal not in (STATEFUL, RECONSTRUCTED):
-            raise ValueError(f"train.personal must be {STATEFUL} or {RECONSTRUCTED}, got {self.personal!r}")
+        for name, choices in (
+            ("personal", (STATEFUL, RECONSTRUCTED)), ("reconstruction_start", (INITIAL, ORIGIN)),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise ValueError(f"train.{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 < self.support_share <= 1:
             raise ValueError(f"train.support_share must be in (0, 1], got {self.support_share}; 0.5 is usual")
         if self.personal == RECONSTRUCTED and self.keep_state:

@@ -16,15 +16,16 @@ from fedemb.config import compose_config
 from fedemb.data.shards import Shards, offsets_of
 from fedemb.errors import SettingError
 from fedemb.flower.client_app import PERSONAL, make_client_app
+from fedemb.manifolds import Lorentz
 from fedemb.run.in_process import in_process_grid
 from fedemb.run.training import Trained, train_on
 from fedemb.train.initial import initial_dense, initial_table
 from fedemb.train.optimizers import SGD, Adagrad, Adam
-from fedemb.train.personal import personal_rows, rows_of
+from fedemb.train.personal import PersonalRows, personal_rows, rows_of
 from fedemb.train.phases import QUERY, SUPPORT, Phase, in_support
 from fedemb.train.reconstruct import Reconstructing, reconstruct, train_clients
 from fedemb.train.rows import LocalTraining, concatenate
-from fedemb.types import Evaluated, Int64, Task, Updates
+from fedemb.types import Evaluated, Int64, Table, Task, Updates
 from tests.reference import reconstruct_and_train, train_client
 from tests.train.test_rows import TASKS, shards
 
@@ -51,18 +52,26 @@ def trained(task: Task, data: Shards, settings: LocalTraining, clients: Int64 = 
 
 
 @pytest.mark.parametrize("optimizer", [SGD(), Adagrad(), Adam()], ids=["sgd", "adagrad", "adam"])
-@pytest.mark.parametrize(("share", "batch_size"), [(0.5, 3), (0.3, 0), (1.0, 3)])
+@pytest.mark.parametrize(
+    ("share", "batch_size", "start"), [(0.5, 3, "initial"), (0.3, 0, "origin"), (1.0, 3, "initial")]
+)
 @pytest.mark.parametrize("name", PERSONAL_TASKS)
-def test_equals_algorithm_1_in_a_slow_loop(name: str, share: float, batch_size: int, optimizer) -> None:
+def test_equals_algorithm_1_in_a_slow_loop(
+    name: str, share: float, batch_size: int, start: str, optimizer
+) -> None:
     make, columns = TASKS[name]
     task, data = make(), shards(*columns)
-    settings = settings_of(share, batch_size, optimizer)
+    settings = settings_of(share, batch_size, optimizer, reconstruction_start=start)
     tables, dense = model(task)
     updates = trained(task, data, settings)
     fresh = personal_rows(task.tables, 0, 9)
     assert set(updates.tables) == {table.name for table in task.tables if table.shared}
     for position, client in enumerate(CLIENTS):
         own = {n: rows.of(np.array([client]), 5)[0] for n, rows in fresh.items()}
+        if start == "origin":
+            own = {
+                t.name: t.manifold.origin(t.dim).expand(t.num_rows, -1) for t in task.tables if not t.shared
+            }
         shard = task.examples(data).take(np.array([position]))
         expected = reconstruct_and_train(task, tables, dense, own, shard, int(client), settings, 5, 3)
         for table in task.tables:
@@ -73,8 +82,8 @@ def test_equals_algorithm_1_in_a_slow_loop(name: str, share: float, batch_size: 
             touched = torch.tensor(sorted(expected.moved[table.name]), dtype=torch.int64)
             assert torch.equal(rows.rows[a:b], touched), "only rows of the query set are sent"
             torch.testing.assert_close(rows.counts[a:b].float(), expected.counts[table.name][touched])
-            start = tables[table.name][touched]
-            end = table.manifold.exp(start, table.manifold.from_frame(start, rows.values[a:b]))
+            received = tables[table.name][touched]
+            end = table.manifold.exp(received, table.manifold.from_frame(received, rows.values[a:b]))
             torch.testing.assert_close(end, expected.tables[table.name][touched], rtol=1e-8, atol=1e-9)
         assert updates.metrics["examples"][position] == expected.examples
         assert float(updates.metrics["loss"][position]) == pytest.approx(expected.loss, rel=1e-9)
@@ -148,6 +157,15 @@ def test_measured_rows_follow_from_everything_that_a_client_knows() -> None:
     assert len(nobody["client"].points) == 0
 
 
+def test_rows_at_the_origin_of_a_curved_space() -> None:
+    """No task has personal rows there yet; a Lorentz origin is not zero."""
+    table = Table("own", 2, 3, Lorentz(), 0.5, shared=False)
+    rows = PersonalRows.at_origin(table, 4, 3)
+    expected = Lorentz().origin(3).expand(2, 2, -1)
+    assert torch.equal(rows.of(np.array([4, 6]), 0), expected)
+    assert expected.any()
+
+
 SYNTHETIC = [
     "data=synthetic", "data.num_clients=300", "data.num_items=120", "data.num_clusters=6",
     "data.clusters_per_client=1", "data.examples_per_client=15", "data.spread=0.3", "task=factorization", "task.dim=8",
@@ -189,6 +207,7 @@ def test_what_cannot_be_is_refused() -> None:
         (["task=skipgram"], "train.personal=reconstructed needs a task with personal tables"),
         (["task=factorization", "train.keep_state=true"], "train.keep_state must be false with train.personal"),
         (["task=factorization", "train.personal=forgotten"], "train.personal must be stateful or reconstr"),
+        (["task=factorization", "train.reconstruction_start=here"], "start must be initial or origin, got 'here'"),
         (["task=factorization", "train.support_share=0"], r"train.support_share must be in \(0, 1\], got 0"),
         (["task=factorization", "train.reconstruction_learning_rate=0"], "train.reconstruction_learning_rate must be"),
     ):  # fmt: skip
