@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fedemb
 from fedemb.build import Parts, build
 from fedemb.config import compose_config
 from fedemb.data.shards import Shards, offsets_of
@@ -213,3 +214,21 @@ def test_what_cannot_be_is_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(SettingError, match=message):
             build(compose_config(["data=synthetic", "train.personal=reconstructed", *overrides]))
+
+
+def test_pooled_and_lonely_clients_keep_their_rows(tmp_path: Path) -> None:
+    """They have nobody to hide a state from: both baselines are those of the stateful run; a fine-tuned copy is not."""
+    small = [
+        *SYNTHETIC,
+        "data.num_clients=30",
+        "cohort.size=8",
+        "rounds=4",
+        "baselines=[fine_tuned,centralized,local_only]",
+    ]
+    stateful = fedemb.train(small, tmp_path / "stateful").summary
+    found = fedemb.train([*small, *RECONSTRUCTED], tmp_path / "reconstructed").summary
+    for name in ("centralized", "local_only"):
+        assert found["baselines"][name] == stateful["baselines"][name]
+    assert found["baselines"]["fine_tuned"] != stateful["baselines"]["fine_tuned"]
+    assert found["baselines"]["fine_tuned"] != found["metrics"] != stateful["metrics"]
+    assert not list((tmp_path / "reconstructed").rglob("personal-*"))
