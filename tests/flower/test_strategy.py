@@ -42,7 +42,7 @@ CASES = {
     "factorization": [*INTERACTIONS, "task=factorization", "task.dim=8", "cohort=uniform", "cohort.size=11"],
     "reconstructed": [
         *INTERACTIONS, "task=factorization", "task.dim=8", "cohort=uniform", "cohort.size=11",
-        "train.personal=reconstructed", "train.reconstruction_epochs=3",
+        "train.personal=reconstructed", "train.reconstruction_epochs=3", "train.support_share=0.5",
     ],
     "knowledge-graph": [
         "data=triples", f"data.path={graph_files()}", "partition=natural", "task=knowledge_graph", "task.dim=8",
