@@ -20,7 +20,7 @@ from torch import Tensor
 from fedemb.aggregate.plain import Plain
 from fedemb.config import digest, explain
 from fedemb.errors import DataError, SettingError
-from fedemb.evaluate.choose import evaluation_for
+from fedemb.evaluate.choose import evaluation_for, known_when_measured
 from fedemb.server.optimizers import RowOptimizer, Settings
 from fedemb.server.prior import RandomWalk
 from fedemb.stages.clip import Clip
@@ -28,7 +28,8 @@ from fedemb.stages.weight import Weight
 from fedemb.train.host import Host, hosted_range
 from fedemb.train.initial import initial_dense, initial_table
 from fedemb.train.optimizers import OPTIMIZERS
-from fedemb.train.rows import LocalTraining
+from fedemb.train.reconstruct import Reconstructing
+from fedemb.train.rows import RECONSTRUCTED, LocalTraining
 from fedemb.types import Aggregator, CohortSampler, Dataset, Evaluation, ServerOptimizer, Stage, Table, Task
 
 
@@ -86,6 +87,9 @@ class Parts:
             first, stop = hosted_range(train.num_clients, node, num_nodes)
             shards = train if num_nodes == 1 else train.take(np.arange(first, stop, dtype=np.int64))
             local = self.evaluation if self.evaluation is not None and self.evaluation.on_clients else None
+            if local is not None and self.training.personal == RECONSTRUCTED:
+                known = self.task.examples(known_when_measured(local, self.dataset))
+                local = Reconstructing(local, self.task, known, self.training, self.seed)
             host = Host(self.task, shards, first, self.training, self.stages, local, self.seed)
             self._hosts[node, num_nodes] = host
         return self._hosts[node, num_nodes]
@@ -247,16 +251,29 @@ def _build(config: Any) -> Parts:
         plain = RowOptimizer(shared, rule, settings)
         return RandomWalk(plain, shared) if any(table.num_slices > 1 for table in shared) else plain
 
+    training = _training(config.train)
+    if training.personal == RECONSTRUCTED and len(shared) == len(task.tables):
+        raise SettingError(
+            "train.personal=reconstructed needs a task with personal tables, such as task=factorization; "
+            "use train.personal=stateful"
+        )
     return Parts(
         dataset=dataset,
         task=task,
         sampler=sampler,
-        training=_training(config.train),
+        training=training,
         stages=tuple(stages),
         aggregator_of=aggregator_of,
         want_holders=aggregate.rows == "heat",
         optimizer_of=optimizer_of,
-        evaluation=evaluation_for(task, dataset),
+        evaluation=_checked(
+            "evaluation",
+            evaluation_for,
+            task=task,
+            dataset=dataset,
+            seed=int(config.seed),
+            **config.evaluation,
+        ),
         seed=int(config.seed),
         digest=digest(config),
         device=_device(config.device),

@@ -29,6 +29,7 @@ NOT_HASHED = (
     "baselines",
     "ablations",
     "centralized",
+    "evaluation",
     "experiment",
     "verbose",
 )
@@ -47,6 +48,7 @@ class Experiment:
     baselines: list[str] = field(default_factory=lambda: ["centralized", "local_only"])
     ablations: dict[str, list[str]] | None = field(default_factory=dict)
     centralized: Any = None
+    evaluation: Any = None
     verbose: bool = False
     data: Any = None
     task: Any = None
@@ -112,6 +114,8 @@ def check(config: DictConfig) -> None:
             )
     if not OmegaConf.is_dict(config.centralized):
         raise SettingError(f"centralized must be learning_rate and batch_size, got {config.centralized!r}")
+    if not OmegaConf.is_dict(config.evaluation):
+        raise SettingError(f"evaluation must be sampled, got {config.evaluation!r}")
     if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):
         raise SettingError(f"{missing[0]} must be set, it has no default: {missing[0]}=...")
     for name, low in (("rounds", 1), ("evaluate_every", 0), ("checkpoint_every", 0), ("seed", 0)):

@@ -5,6 +5,7 @@ Candidates of a listwise loss are looked up again in every batch, all of them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -120,8 +121,14 @@ def train_client(
     settings: LocalTraining,
     seed: int,
     round: int,
+    frozen: frozenset[str] = frozenset(),
+    seen_lines: Sequence[int] | None = None,
+    first_epoch: int = 0,
 ) -> ClientResult:
-    """Trains one client on copies of the full tables (``personal``: its own rows)."""
+    """Trains one client on copies of the full tables (``personal``: its own rows).
+
+    ``frozen`` stays as it is, and of the client's examples only ``seen_lines`` are trained on.
+    """
     from fedemb.manifolds import Euclidean
 
     spaces = {t.name: t.manifold for t in task.tables}
@@ -134,7 +141,7 @@ def train_client(
     n, total, seen = shard.num_examples, 0.0, 0
     rate = settings.rate(round)
     epochs, known = [], None
-    for epoch in range(settings.epochs):
+    for epoch in range(first_epoch, first_epoch + settings.epochs):
         key = stream_keys(seed, "sample", round, epoch, client)
         draws = torch.zeros((n, task.num_draws), dtype=torch.float64)
         for line in range(n):
@@ -156,7 +163,7 @@ def train_client(
                 known = [{answer for query, answer in pairs if query == queries[i]} for i in range(n)]
         keep = batch.pop("keep", torch.ones(n, dtype=torch.bool))
         shuffle = stream_keys(seed, "shuffle", round, epoch, client)
-        order = [i for i in range(n) if keep[i]]
+        order = [i for i in range(n) if keep[i] and (seen_lines is None or i in seen_lines)]
         order.sort(key=lambda i: int(bits(shuffle, 1, i)[0, 0]))
         epochs.append((batch, order))
     held = {}
@@ -167,7 +174,7 @@ def train_client(
             ]
             mine = sorted({int(i) for part in ids for i in part.flatten()})
             held[table.name] = mine, [1.0] * len(mine)
-    for epoch, (batch, order) in enumerate(epochs):
+    for epoch, (batch, order) in enumerate(epochs, first_epoch):
         size = settings.batch_size or max(1, len(order))
         for start in range(0, len(order), size):
             lines = torch.tensor(order[start : start + size])
@@ -190,7 +197,7 @@ def train_client(
             seen += len(lines)
             weights = part["weight"] if "weight" in part else torch.ones_like(loss)
             (loss * weights / len(lines)).sum().backward()
-            for name in points:
+            for name in points.keys() - frozen:
                 touched = sorted({*ids[name].flatten().tolist(), *rows.get(name, ([], []))[0]})
                 moved[name] |= set(touched)
                 negatives = part["negatives"].shape[1] if "negatives" in part else 0
@@ -200,7 +207,7 @@ def train_client(
                     _step_rows(
                         settings, spaces[name], points[name], leaves[name].grad, touched, states[name], rate
                     )
-            for name in own:
+            for name in own.keys() - frozen:
                 gradient = dense_leaves[name].grad
                 flat, grad = own[name].view(1, -1), gradient.reshape(1, -1)
                 with torch.no_grad():
@@ -209,3 +216,35 @@ def train_client(
     shared = {t.name: points[t.name] for t in task.tables if t.shared}
     private = {t.name: points[t.name] for t in task.tables if not t.shared}
     return ClientResult(shared, private, own, counts, moved, total, seen)
+
+
+def reconstruct_and_train(
+    task: Task,
+    tables: dict[str, Tensor],
+    dense: dict[str, Tensor],
+    personal: dict[str, Tensor],
+    shard: Shards,
+    client: int,
+    settings: LocalTraining,
+    seed: int,
+    round: int,
+) -> ClientResult:
+    """Singhal et al. 2021, algorithm 1, for one client whose personal rows begin as ``personal``."""
+    n = shard.num_examples
+    key = stream_keys(seed, "support", round, client)
+    order = sorted(range(n), key=lambda line: float(uniforms(key, 1, line)[0, 0]))
+    support = query = order
+    if settings.support_share < 1 and n > 1:
+        size = min(max(int(n * settings.support_share + 0.5), 1), n - 1)
+        support, query = order[:size], order[size:]
+    names = frozenset(table.name for table in task.tables if not table.shared)
+    others = frozenset(table.name for table in task.tables if table.shared) | dense.keys()
+    rate, epochs = settings.reconstruction_learning_rate, settings.reconstruction_epochs
+    assert rate is not None
+    first = replace(settings, epochs=epochs, learning_rate=rate, burn_in_rounds=0, decay=1.0)
+    found = train_client(
+        task, tables, dense, personal, shard, client, first, seed, round, others, support
+    ).personal
+    return train_client(
+        task, tables, dense, found, shard, client, settings, seed, round, names, query, epochs
+    )

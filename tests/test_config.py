@@ -53,6 +53,7 @@ FILES = {
     "online_retail": {"data.csv": _RETAIL},
 }
 FILES["knowledge_graph"] = FILES["triples"]  # the experiment of that name
+FILES["leave_one_out"] = FILES["recommendation"] = FILES["online_retail"]
 SYNTHETIC = ["data.num_clients=6", "data.num_items=60", "data.examples_per_client=20", "data.num_clusters=4"]
 # What else an option needs to stand on a few lines of data.
 WITH = {
@@ -69,6 +70,8 @@ WITH = {
     ("partition", "natural"): ["data=interactions", "task=skipgram"],
     ("cohort", "uniform"): ["cohort.size=3"],
     ("experiment", "knowledge_graph"): ["partition.num_clients=3"],
+    ("experiment", "leave_one_out"): ["cohort.size=2", "evaluation.sampled=3"],
+    ("experiment", "recommendation"): ["cohort.size=2"],
     ("experiment", "online_retail"): ["task=factorization", "cohort.size=2"],
 }
 # Which data a task can learn from; every other pair must be refused.
@@ -396,7 +399,8 @@ def digest_of(*overrides: str) -> str:
     "override",
     [
         "rounds=7", "runner=simulation", "runner.num_nodes=3", "runner.clients_per_wave=5", "checkpoint_every=2",
-        "evaluate_every=3", "baselines=[]", "centralized.learning_rate=3", "resume=auto", "verbose=true",
+        "evaluate_every=3", "evaluation.sampled=9", "baselines=[]", "centralized.learning_rate=3", "resume=auto",
+        "verbose=true",
     ],
 )  # fmt: skip
 def test_digest_ignores_what_does_not_decide_the_result(override: str) -> None:

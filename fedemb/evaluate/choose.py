@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 
-from fedemb.data.shards import Shards
+from fedemb.data.shards import Shards, join
+from fedemb.errors import SettingError
+from fedemb.evaluate.alarm import chance
 from fedemb.evaluate.hierarchy import Reconstruction
 from fedemb.evaluate.pairs import PairClassification
 from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
 from fedemb.evaluate.ranking import Ranking, asked_at, history_before
+from fedemb.evaluate.sampled import sampled_metrics
 from fedemb.evaluate.triples import LinkPrediction
 from fedemb.tasks.hierarchical import Hierarchical
 from fedemb.types import Dataset, Evaluation, Int64, LinkPredictor, Recommender, Task
 
-REFERENCES = ("popularity", "recent_popularity", "own_repeats", "item_cosine")
+REFERENCES = ("popularity", "popularity_any_time", "recent_popularity", "own_repeats", "item_cosine")
 
 
 def _split(dataset: Dataset) -> str | None:
@@ -21,9 +27,34 @@ def _split(dataset: Dataset) -> str | None:
     return next((name for name in ("test", "validation") if name in dataset.held_out), None)
 
 
-def evaluation_for(task: Task, dataset: Dataset) -> Evaluation | None:
+def evaluation_for(task: Task, dataset: Dataset, sampled: int = 0, seed: int = 0) -> Evaluation | None:
     """Reconstruction and links for a taxonomy, ranking of held-out items, link prediction of triples,
-    classification of held-out pairs, or nothing."""
+    classification of held-out pairs, or nothing.
+
+    Args:
+        task: What is measured.
+        dataset: With held-out splits.
+        sampled: Where items are ranked, each one also against so many sampled ones; 0: not.
+        seed: Of the sample.
+
+    Raises:
+        SettingError: If there is nothing to sample from.
+    """
+    evaluation = _evaluation(task, dataset)
+    if not sampled:
+        return evaluation
+    if not isinstance(evaluation, Ranking):
+        raise SettingError(
+            f"evaluation.sampled must be 0 where no held-out items are ranked, got {sampled}; "
+            "use data=interactions with a held-out split"
+        )
+    num_items = len(dataset.vocabularies[evaluation.task.catalogue])
+    if not 0 < sampled < num_items:
+        raise SettingError(f"evaluation.sampled must be in [0, {num_items}), the catalogue, got {sampled}")
+    return replace(evaluation, also=partial(sampled_metrics, num_sampled=sampled, seed=seed))
+
+
+def _evaluation(task: Task, dataset: Dataset) -> Evaluation | None:
     columns = dataset.train.columns
     split = _split(dataset)
     if dataset.taxonomy is not None:
@@ -60,12 +91,23 @@ def measurable(evaluation: Evaluation, dataset: Dataset) -> Int64:
             return np.flatnonzero(dataset.train.sizes > 0)
 
 
-def reference_ranking(name: str, task: Task, dataset: Dataset) -> Evaluation | None:
-    """A ranking that nobody learnt, measured as the task's own; None where there is nothing to rank."""
-    split = _split(dataset)
-    if split is None or "item" not in dataset.train.columns or not isinstance(task, Recommender):
+def known_when_measured(evaluation: Evaluation, dataset: Dataset) -> Shards:
+    """What each client knows, by client id, when it is measured."""
+    return join(evaluation.histories) if isinstance(evaluation, Ranking) else dataset.train
+
+
+def reference_ranking(name: str, evaluation: Evaluation | None, dataset: Dataset) -> Evaluation | None:
+    """A ranking that nobody learnt, measured as the task is; None where there is nothing to rank."""
+    if not isinstance(evaluation, Ranking) or "item" not in dataset.train.columns:
         return None
-    if "time" not in dataset.train.columns and name in ("recent_popularity", "own_repeats"):
-        return None
-    score = unlearnt_rankings(dataset, split)[name]
-    return Ranking(Unlearnt(score), history_before(dataset, split), dataset.held_out[split], split=split)
+    score = unlearnt_rankings(dataset, evaluation.split).get(name)
+    return None if score is None else replace(evaluation, task=Unlearnt(score))
+
+
+def unknowing_rankings(evaluation: Evaluation | None, dataset: Dataset) -> list[Evaluation]:
+    """Chance and popularity, above which nobody can stand who never talked; none where nothing is ranked."""
+    popular = reference_ranking("popularity", evaluation, dataset)
+    if popular is None or not isinstance(evaluation, Ranking):
+        return []
+    constant = Unlearnt(chance(len(dataset.vocabularies[evaluation.task.catalogue])))
+    return [popular, replace(evaluation, task=constant)]

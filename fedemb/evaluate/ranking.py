@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -238,6 +238,7 @@ class Ranking:
         ks: Cut-offs.
         split: Names the metrics: those of another split than ``test`` begin with its name.
         now: ``(clients,)`` when each client is asked, by client id; see ``asked_at``.
+        also: More metrics ``(clients,)`` of the same scores, given these, what comes next, the history, and the ids.
         memory_bytes: Budget for the scores of the clients that are ranked together.
     """
 
@@ -247,12 +248,13 @@ class Ranking:
     ks: tuple[int, ...] = (10,)
     split: str = "test"
     now: Int64 | None = None
+    also: Callable[[Tensor, Shards, Shards, Int64], Mapping[str, Tensor]] | None = None
     memory_bytes: int = 1 << 28
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
             raise SettingError(f"cut-offs of a ranking must be 1 or more, got {list(self.ks)}")
-        for shards in self._histories:
+        for shards in self.histories:
             if shards.num_clients != self.test.num_clients:
                 raise ValueError(
                     f"history must have {self.test.num_clients} clients like test, got {shards.num_clients}"
@@ -263,7 +265,8 @@ class Ranking:
         return True
 
     @property
-    def _histories(self) -> tuple[Shards, ...]:
+    def histories(self) -> tuple[Shards, ...]:
+        """What is known of each client, in order of time."""
         return (self.history,) if isinstance(self.history, Shards) else self.history
 
     def __call__(
@@ -276,7 +279,7 @@ class Ranking:
             personal: ``(clients, num_rows, coordinates)`` per personal table, in the order of ``clients``.
             clients: ``(clients,)`` ids; those without history or without test events get NaN.
         """
-        known = sum(shards.sizes[clients] for shards in self._histories)
+        known = sum(shards.sizes[clients] for shards in self.histories)
         chosen = np.flatnonzero((np.asarray(known) > 0) & (self.test.sizes[clients] > 0))
         per_client: dict[str, Float] = {}
         start, block, broken = 0, 1, 0
@@ -295,7 +298,7 @@ class Ranking:
     def _block(
         self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64, at: Int64
     ) -> tuple[dict[str, Tensor], int, int]:
-        history = join([shards.take(clients[at]) for shards in self._histories])
+        history = join([shards.take(clients[at]) for shards in self.histories])
         mine = {name: rows[torch.from_numpy(at).to(rows.device)] for name, rows in personal.items()}
         now = None if self.now is None else self.now[clients[at]]
         raw = self.task.scores(tables, mine, history, now).detach()
@@ -306,4 +309,7 @@ class Ranking:
         prefix = "" if self.split == "test" else f"{self.split}_"
         named = {f"{prefix}{name}": value for name, value in values.items()}
         named |= {f"{prefix}new_{name}": value for name, value in new.items()}
+        if self.also is not None:
+            more = self.also(scores, test, history, clients[at])
+            named |= {f"{prefix}{name}": value for name, value in more.items()}
         return named, scores.shape[1], int(raw.isnan().any(1).sum())

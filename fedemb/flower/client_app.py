@@ -22,7 +22,7 @@ OPTIMIZER = "fedemb.optimizer"
 def _personal(host: Host, context: Context) -> dict[str, PersonalRows]:
     """Personal rows from the node's own state, where they survive from message to message."""
     if PERSONAL not in context.state:
-        return personal_rows(host.task.tables, host.first, host.num_clients)
+        return personal_rows(host.kept_tables, host.first, host.num_clients)
     record = context.state[PERSONAL]
     assert isinstance(record, ArrayRecord)
     stored = unpack(record)
@@ -30,8 +30,7 @@ def _personal(host: Host, context: Context) -> dict[str, PersonalRows]:
         table.name: PersonalRows(
             table, host.first, stored[f"{table.name}/points"], stored[f"{table.name}/known"]
         )
-        for table in host.task.tables
-        if not table.shared
+        for table in host.kept_tables
     }
 
 

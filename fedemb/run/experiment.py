@@ -21,7 +21,8 @@ from fedemb.atomic import write_atomically
 from fedemb.build import Parts, build
 from fedemb.config import compose_config
 from fedemb.errors import SettingError
-from fedemb.evaluate.choose import REFERENCES, reference_ranking
+from fedemb.evaluate.alarm import leak_alarm
+from fedemb.evaluate.choose import REFERENCES, reference_ranking, unknowing_rankings
 from fedemb.evaluate.direction import lower_is_better
 from fedemb.evaluate.drift import Drift, drift_of
 from fedemb.evaluate.leaks import walk_batches
@@ -70,7 +71,7 @@ def check_baselines(config: DictConfig, parts: Parts) -> None:
     for name in config.baselines:
         if name not in known:
             raise SettingError(f"baselines must be among {', '.join(known)}, got {name!r}")
-        if name in REFERENCES and reference_ranking(name, parts.task, parts.dataset) is None:
+        if name in REFERENCES and reference_ranking(name, parts.evaluation, parts.dataset) is None:
             raise SettingError(f"baselines={name} ranks items: it needs data=interactions with a test split")
         if name == FINE_TUNED and not (parts.evaluation and parts.evaluation.on_clients):
             raise SettingError(
@@ -243,7 +244,7 @@ def _baseline(
         return centralized(parts, training, config.rounds, config.evaluate_every, on_round)[0]
     if name == "local_only":
         return local_only(parts, parts.training, config.rounds, on_round)
-    reference = reference_ranking(name, parts.task, parts.dataset)
+    reference = reference_ranking(name, parts.evaluation, parts.dataset)
     everybody = np.arange(parts.dataset.train.num_clients, dtype=np.int64)
     return reference({}, {}, everybody) if reference else None
 
@@ -255,6 +256,15 @@ def central_training(config: DictConfig, training: LocalTraining) -> LocalTraini
         return replace(training, **own)
     except (TypeError, ValueError) as error:
         raise SettingError(str(error).replace("train.", "centralized.")) from error
+
+
+def _alarm(parts: Parts, local: Evaluated | None) -> str | None:
+    """What the leak alarm says of local-only, if that was trained and anything is wrong."""
+    if local is None:
+        return None
+    everybody = np.arange(parts.dataset.train.num_clients, dtype=np.int64)
+    rankings = unknowing_rankings(parts.evaluation, parts.dataset)
+    return leak_alarm(local, [ranking({}, {}, everybody) for ranking in rankings])
 
 
 def finish(
@@ -291,6 +301,9 @@ def finish(
         extra["rejected"] = dict(tally.rejected)
     if trained.interrupted:
         extra["interrupted"] = True
+    if alarm := _alarm(parts, baselines.get("local_only")):
+        extra["leak_alarm"] = alarm
+        _log.warning(alarm)
     summary = make_summary(trained.evaluated, baselines, communication, work, parts.digest, extra)
     save_model(
         folder / "model",

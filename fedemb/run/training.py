@@ -21,6 +21,7 @@ from fedemb.flower.strategy import FederatedEmbedding
 from fedemb.run.in_process import InProcessGrid, in_process_grid
 from fedemb.run.simulation import run_on_simulation
 from fedemb.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedemb.train.rows import STATEFUL
 from fedemb.types import Aggregator, Evaluated, MetricsSink, ServerOptimizer
 
 FINE_TUNED = "fine_tuned"  # the baseline that measures clients' own copies
@@ -111,7 +112,8 @@ def train_on(
         last, tally = _restore(Path(config.resume), own, parts, trained, optimizer)
         carry_metrics(Path(config.resume), folder, last)
         first = last + 1
-    keeps = parts.training.keep_state or any(not table.shared for table in parts.task.tables)
+    stateful = parts.training.personal == STATEFUL and any(not table.shared for table in parts.task.tables)
+    keeps = parts.training.keep_state or stateful
 
     def on_checkpoint(round: int) -> None:
         state = Checkpoint(round, parts.digest, _tensors(strategy, optimizer), asdict(strategy.tally))

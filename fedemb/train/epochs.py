@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +23,8 @@ class Examples:
     """What stays the same over a chunk's epochs.
 
     ``position`` is the client of each line within the chunk, ``within`` the line's number at its client, ``whose``
-    the client that its personal rows and known answers belong to (another one only in pooled data).
+    the client that its personal rows and known answers belong to (another one only in pooled data). Of lines outside
+    ``seen`` only the known answers count.
     """
 
     columns: Mapping[str, Tensor]
@@ -32,10 +34,13 @@ class Examples:
     whose: Tensor
     bounds: tuple[int, int]
     known: Tensor | None
+    seen: Tensor | None = None
 
 
-def examples_of(task: Task, shards: Shards, clients: Int64) -> Examples:
-    """The examples of these clients, ready for any number of epochs."""
+def examples_of(
+    task: Task, shards: Shards, clients: Int64, seen: npt.NDArray[np.bool_] | None = None
+) -> Examples:
+    """The examples of these clients, ready for any number of epochs; ``seen``: which of them, None: all."""
     columns = {name: torch.from_numpy(column) for name, column in shards.columns.items()}
     position = shards.owners()
     within = np.arange(shards.num_examples, dtype=np.int64) - np.repeat(shards.offsets[:-1], shards.sizes)
@@ -44,7 +49,8 @@ def examples_of(task: Task, shards: Shards, clients: Int64) -> Examples:
     if task.exclusion and shards.num_examples:
         bounds = key_bounds(task.exclusion, columns, max(table.num_rows for table in task.tables))
         known = known_pairs(task.exclusion, columns, whose, bounds)
-    return Examples(columns, shards.offsets, position, within, whose, bounds, known)
+    chosen = None if seen is None else torch.from_numpy(seen)
+    return Examples(columns, shards.offsets, position, within, whose, bounds, known, chosen)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ def epoch_of(
             known = known_ranges(task.exclusion, batch, examples.whose, examples.bounds, examples.known)
     random = bits(stream_keys(seed, "shuffle", round, epoch, clients)[position], 1, within)[:, 0]
     keep = batch.pop("keep", None)
+    if examples.seen is not None:
+        keep = examples.seen if keep is None else keep & examples.seen
     lines = None if keep is None else np.flatnonzero(keep.numpy())
     if lines is not None:
         offsets, random, position = np.searchsorted(lines, offsets), random[lines], position[lines]

@@ -21,8 +21,9 @@ from fedemb.train.apply import apply_
 from fedemb.train.epochs import observed
 from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, rows_of
-from fedemb.train.rows import LocalTraining, concatenate, train_cohort
-from fedemb.types import Evaluated, Evaluation, Int64, Stage, StageContext, Task, Updates
+from fedemb.train.reconstruct import train_clients
+from fedemb.train.rows import RECONSTRUCTED, LocalTraining, concatenate
+from fedemb.types import Evaluated, Evaluation, Int64, Stage, StageContext, Table, Task, Updates
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Host:
     def num_clients(self) -> int:
         return self.shards.num_clients
 
+    @property
+    def kept_tables(self) -> tuple[Table, ...]:
+        """The tables whose rows stay with the clients between rounds."""
+        forgotten = self.training.personal == RECONSTRUCTED
+        return tuple(table for table in self.task.tables if not table.shared and not forgotten)
+
     @cached_property
     def examples(self) -> Shards:
         """Training examples of the hosted clients."""
@@ -68,7 +75,7 @@ class Host:
         """Updates of these clients after the client half of every stage."""
         context = StageContext(self.seed, round)
         cohort = self.examples.take(clients - self.first)
-        parts = train_cohort(
+        parts = train_clients(
             self.task, tables, dense, personal, cohort, clients, self.training, self.seed, round, memory
         )
         return concatenate([on_clients(self.stages, part, context) for part in parts])
@@ -115,7 +122,7 @@ class Host:
         shard = self.examples.take(client - self.first)
         training = replace(self.training, epochs=self.training.fine_tune_epochs)
         own = None if memory is None else memory.copy()
-        parts = train_cohort(self.task, copies, copies, rows, shard, client, training, self.seed, round, own)
+        parts = train_clients(self.task, copies, copies, rows, shard, client, training, self.seed, round, own)
         for updates in list(parts):
             apply_(self.task.tables, copies, copies, updates)
         return self.evaluation(copies, rows_of(rows, client, self.seed), client)

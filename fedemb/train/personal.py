@@ -38,6 +38,16 @@ class PersonalRows:
         points = torch.zeros(shape, dtype=table.manifold.dtype)
         return PersonalRows(table, first, points, torch.zeros(num_clients, dtype=torch.bool))
 
+    @staticmethod
+    def at_origin(table: Table, first: int, num_clients: int) -> PersonalRows:
+        """Storage in which every client's rows exist, and lie at the origin of their space."""
+        rows = PersonalRows.empty(table, first, num_clients)
+        origin = table.manifold.origin(table.dim)
+        if origin.any():  # zeros are there already, and memory that nobody touches is not committed
+            rows.points[:] = origin
+        rows.known[:] = True
+        return rows
+
     def _create(self, clients: Int64, seed: int) -> None:
         missing = clients[~self.known.numpy()[clients - self.first]]
         if len(missing):

@@ -29,9 +29,12 @@ from fedemb.train.epochs import Epoch, Examples, epoch_of, examples_of, observed
 from fedemb.train.exclusion import known_answers
 from fedemb.train.optimizers import LocalOptimizer, OptimizerMemory, Parameter
 from fedemb.train.personal import PersonalRows
+from fedemb.train.phases import WHOLE, Phase
 from fedemb.train.ragged import chunk_bounds, localise
 from fedemb.types import Candidates, Int64, ListwiseTask, RowUpdates, Table, Task, Updates
 
+STATEFUL, RECONSTRUCTED = "stateful", "reconstructed"
+INITIAL, ORIGIN = "initial", "origin"
 _EXAMPLE_OVERHEAD_BYTES = 64
 _COMPARISON_BYTES = 64  # of an example with a candidate: the score, and what is computed on its way
 
@@ -54,6 +57,11 @@ class LocalTraining:
         fine_tune_epochs: Passes over its own data that a client adds before its own copy is measured.
         dense_learning_rate: Step size of dense parameters; None: the same. They collect the gradients of all
             examples of a batch, a row only of those that look it up.
+        personal: Whether clients keep their personal rows (``stateful``) or find them anew (``reconstructed``).
+        support_share: Of a client's examples, those that its rows are reconstructed from in training.
+        reconstruction_epochs: Passes over these.
+        reconstruction_learning_rate: As ``learning_rate``, which it is where this is None.
+        reconstruction_start: Where rows begin: ``initial``, as a table's do, or ``origin`` of their space.
     """
 
     optimizer: LocalOptimizer
@@ -68,10 +76,16 @@ class LocalTraining:
     keep_state: bool = False
     fine_tune_epochs: int = 1
     dense_learning_rate: float | None = None
+    personal: str = STATEFUL
+    support_share: float = 0.5
+    reconstruction_epochs: int = 1
+    reconstruction_learning_rate: float | None = None
+    reconstruction_start: str = INITIAL
 
     def __post_init__(self) -> None:
         for name, low in (
             ("epochs", 1), ("batch_size", 0), ("burn_in_rounds", 0), ("chunk_bytes", 1), ("fine_tune_epochs", 1),
+            ("reconstruction_epochs", 1),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise ValueError(f"train.{name} must be at least {low}, got {getattr(self, name)}")
@@ -79,12 +93,21 @@ class LocalTraining:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"train.{name} must be a positive number, got {getattr(self, name)}")
 
-        if self.dense_learning_rate is not None and not 0 < self.dense_learning_rate < float("inf"):
+        for name in ("max_step", "reconstruction_learning_rate", "dense_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"train.{name} must be a positive number or null, got {value}")
+        for name, choices in (
+            ("personal", (STATEFUL, RECONSTRUCTED)), ("reconstruction_start", (INITIAL, ORIGIN)),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise ValueError(f"train.{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
+        if not 0 < self.support_share <= 1:
+            raise ValueError(f"train.support_share must be in (0, 1], got {self.support_share}; 0.5 is usual")
+        if self.personal == RECONSTRUCTED and self.keep_state:
             raise ValueError(
-                f"train.dense_learning_rate must be a positive number or null, got {self.dense_learning_rate}"
+                "train.keep_state must be false with train.personal=reconstructed, whose clients keep nothing, got true"
             )
-        if self.max_step is not None and not 0 < self.max_step < float("inf"):
-            raise ValueError(f"train.max_step must be a positive number or null, got {self.max_step}")
 
     def rate(self, round: int) -> float:
         """Learning rate in ``round`` (the first one is 1)."""
@@ -195,6 +218,7 @@ def _step(
     step: int,
     settings: LocalTraining,
     rate: float,
+    frozen: frozenset[str],
 ) -> Tensor:
     """One batch of every client that has one; returns the loss of its examples."""
     start, stop = epoch.steps[step], epoch.steps[step + 1]
@@ -206,31 +230,38 @@ def _step(
     for local in locals_:
         name, points, at = local.table.name, local.parameter.points, local.lookups[number][start:stop]
         rows[name] = at.reshape(-1)
-        vectors[name] = points.index_select(0, rows[name]).view(size, -1, points.shape[1]).requires_grad_()
+        vectors[name] = points.index_select(0, rows[name]).view(size, -1, points.shape[1])
+        vectors[name].requires_grad_(name not in frozen)
         found = _candidates(task, local, examples, epoch, number, step)
         if found is not None:
             candidates[name], positions = found
             rows[name] = torch.cat((rows[name], positions))
-    own = {d.name: dense[d.name].points.index_select(0, client).requires_grad_() for d in task.dense}
+    own = {d.name: dense[d.name].points.index_select(0, client) for d in task.dense}
+    for name, copy in own.items():
+        copy.requires_grad_(name not in frozen)
     shaped = {d.name: own[d.name].view(size, *d.shape) for d in task.dense}
     batch = {name: column[start:stop] for name, column in epoch.columns.items()}
     if candidates and isinstance(task, ListwiseTask):
         loss = task.loss(vectors, shaped, batch, candidates)
     else:
         loss = task.loss(vectors, shaped, batch)
-    wanted = [*vectors.values(), *own.values(), *(c.points for c in candidates.values())]
+    moving = {name: value for name, value in (*vectors.items(), *own.items()) if name not in frozen}
+    drawn = {name: found.points for name, found in candidates.items() if name not in frozen}
+    wanted = [*moving.values(), *drawn.values()]
     gradients = torch.autograd.grad(loss, wanted, epoch.scale[start:stop].to(loss.dtype))
-    of_vectors = dict(zip([*vectors, *own], gradients, strict=False))
-    of_candidates = dict(zip(candidates, gradients[len(of_vectors) :], strict=True))
+    of_vectors = dict(zip(moving, gradients, strict=False))
+    of_candidates = dict(zip(drawn, gradients[len(of_vectors) :], strict=True))
     for local in locals_:
         name, width = local.table.name, local.parameter.points.shape[1]
+        if name in frozen:
+            continue
         gradient = of_vectors[name].reshape(-1, width)
         if name in candidates:
             gradient = torch.cat((gradient, of_candidates[name].reshape(-1, width)))
         settings.optimizer.step(local.parameter, rows[name], gradient, rate, settings.max_step)
     dense_rate = rate * (settings.dense_learning_rate or settings.learning_rate) / settings.learning_rate
-    for d in task.dense:
-        settings.optimizer.step(dense[d.name], client, of_vectors[d.name], dense_rate)
+    for name in own.keys() - frozen:
+        settings.optimizer.step(dense[name], client, of_vectors[name], dense_rate)
     return loss.detach()
 
 
@@ -257,11 +288,12 @@ def _train_chunk(
     seed: int,
     round: int,
     memory: OptimizerMemory | None,
+    phase: Phase,
 ) -> Updates:
     device = next((tensor.device for tensor in (*tables.values(), *dense.values())), torch.device("cpu"))
-    examples = examples_of(task, shards, clients)
+    examples = examples_of(task, shards, clients, phase.seen(shards.offsets, clients, seed, round))
     epochs = [
-        epoch_of(task, examples, settings.batch_size, seed, round, number, clients)
+        epoch_of(task, examples, settings.batch_size, seed, round, phase.first_epoch + number, clients)
         for number in range(settings.epochs)
     ]
     locals_ = [_gather(t, epochs, clients, tables, personal, seed, device, memory) for t in task.tables]
@@ -282,30 +314,32 @@ def _train_chunk(
     trained_on = torch.zeros(len(clients), dtype=torch.float64, device=device)
     for number, epoch in enumerate(epochs):
         losses = [
-            _step(task, locals_, copies, examples, epoch, number, step, settings, rate)
+            _step(task, locals_, copies, examples, epoch, number, step, settings, rate, phase.frozen)
             for step in range(len(epoch.steps) - 1)
         ]
         if losses:
             loss.scatter_add_(0, epoch.client, torch.cat(losses).double())
         trained_on += torch.bincount(epoch.client, minlength=len(clients))
+    moved = [local for local in locals_ if local.table.name not in phase.frozen]
+    moved_dense = [d for d in task.dense if d.name not in phase.frozen]
     if memory is not None:
-        for local in locals_:
+        for local in moved:
             memory.put(local.table.name, _lasting(local.table, local.keys, clients), local.parameter.state)
-        for name, copy in copies.items():
-            memory.put(name, ids, copy.state)
-    for local in locals_:
+        for d in moved_dense:
+            memory.put(d.name, ids, copies[d.name].state)
+    for local in moved:
         if not local.table.shared:
             personal[local.table.name].put(local.keys.cpu(), local.parameter.points.cpu())
     return Updates(
         clients=clients,
         tables={
             local.table.name: _row_updates(local, epochs, len(clients))
-            for local in locals_
+            for local in moved
             if local.table.shared
         },
         dense={
             d.name: (copies[d.name].points - dense[d.name].reshape(1, -1)).view(len(clients), *d.shape)
-            for d in task.dense
+            for d in moved_dense
         },
         weights=torch.ones(len(clients), dtype=torch.float64),
         metrics={"examples": trained_on.cpu(), "loss": loss.cpu()},
@@ -355,6 +389,7 @@ def train_cohort(
     seed: int,
     round: int,
     memory: OptimizerMemory | None = None,
+    phase: Phase = WHOLE,
 ) -> Iterator[Updates]:
     """Trains every client of a cohort from the same tables; one ``Updates`` per chunk of clients.
 
@@ -369,14 +404,15 @@ def train_cohort(
         seed: The run's seed.
         round: The round, from 1.
         memory: Takes up every client's optimiser where it was left; None: it begins anew.
+        phase: What moves, and on which examples; everything on all of them unless said otherwise.
 
     Yields:
-        Updates of consecutive clients. How many are trained together does not change them.
+        Updates, of what moves alone, of consecutive clients. How many are trained together does not change them.
     """
     for start, stop in chunk_bounds(_client_bytes(task, shards, settings), settings.chunk_bytes):
         part = shards.take(np.arange(start, stop, dtype=np.int64))
         yield _train_chunk(
-            task, tables, dense, personal, part, clients[start:stop], settings, seed, round, memory
+            task, tables, dense, personal, part, clients[start:stop], settings, seed, round, memory, phase
         )
 
 

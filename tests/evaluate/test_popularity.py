@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from fedemb.data.held_out import TEST, TRAIN, VALIDATION, HoldOut
 from fedemb.data.interactions import Interactions
 from fedemb.data.partition import Natural
-from fedemb.data.shards import Shards, group_by_client
+from fedemb.data.shards import Shards, group_by_client, join
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import SettingError
 from fedemb.evaluate import popularity as rankings
+from fedemb.evaluate.choose import evaluation_for, reference_ranking
 from fedemb.evaluate.popularity import (
     DAY,
     Unlearnt,
@@ -22,7 +24,8 @@ from fedemb.evaluate.popularity import (
     recent_popularity,
     unlearnt_rankings,
 )
-from fedemb.evaluate.ranking import Ranking
+from fedemb.evaluate.ranking import Ranking, asked_at, history_before
+from fedemb.tasks.factorization import Factorization
 from fedemb.types import Dataset, Recommender
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "online_retail" / "online_retail.csv.gz"
@@ -93,17 +96,83 @@ def test_all_rankings_run_through_ranking() -> None:
     data = dataset()
     out = evaluate_unlearnt(data, leaked=True)
     assert list(out) == [
-        "popularity", "recent_popularity", "own_repeats", "item_cosine", "leaked_popularity",
+        "popularity", "popularity_any_time", "recent_popularity", "own_repeats", "item_cosine", "leaked_popularity",
     ]  # fmt: skip
     history = (data.train, data.held_out["validation"])
     scores = unlearnt_rankings(data)["own_repeats"]
     task = Unlearnt(scores)
     assert isinstance(task, Recommender)
-    again = Ranking(task, history, data.held_out["test"])({}, {}, np.arange(10))
+    now = asked_at(data, "test")
+    again = Ranking(task, history, data.held_out["test"], now=now)({}, {}, np.arange(10))
     assert again.metrics == pytest.approx(out["own_repeats"].metrics, nan_ok=True)
     assert list(evaluate_unlearnt(dataset(("item",)), "validation")) == ["popularity", "item_cosine"]
     with pytest.raises(SettingError, match=r"rankings need a column item, got time"):
         evaluate_unlearnt(dataset(("time",)))
+
+
+def leave_last(seed: int = 3) -> Dataset:
+    """Each client's last two events held out, one by one."""
+    lines = events(seed)
+    held = HoldOut(leave_last=1).label(lines, None, np.arange(10), 0)
+    splits = []
+    for part in (TRAIN, VALIDATION, TEST):
+        columns = {name: column[held == part] for name, column in lines.columns.items()}
+        splits.append(group_by_client(columns, lines.owners()[held == part], 10))
+    vocabulary = Vocabulary.of([f"item {i}" for i in range(NUM_ITEMS)])
+    return Dataset(splits[0], {"item": vocabulary}, held_out={"validation": splits[1], "test": splits[2]})
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_leave_last_counts_nothing_from_a_clients_future(split: str) -> None:
+    """In a loop over clients and events: what anybody took before this client's own held-out event."""
+    data = leave_last()
+    now, known = asked_at(data, split), join(history_before(data, split))
+    assert now is not None
+    rankings = unlearnt_rankings(data, split)
+    scored = {name: score(known, now) for name, score in rankings.items()}
+    everything = list(zip(known.columns["item"].tolist(), known.columns["time"].tolist(), strict=True))
+    asked = np.flatnonzero(data.held_out[split].sizes > 0)
+    assert len({int(now[client]) for client in asked}) > 5
+    for client in asked:
+        own = data.held_out[split].take(np.array([client])).columns["time"].min()
+        assert now[client] == own
+        before = [item for item, time in everything if time < own]
+        recent = [item for item, time in everything if own - 30 * DAY <= time < own]
+        counts = np.bincount(before, minlength=NUM_ITEMS)
+        assert scored["popularity"][client].tolist() == counts.tolist()
+        lately = np.bincount(recent, minlength=NUM_ITEMS)
+        assert scored["recent_popularity"][client].tolist() == lately.tolist()
+        mine = np.bincount(known.take(np.array([client])).columns["item"], minlength=NUM_ITEMS)
+        expected = torch.from_numpy(mine + lately / (lately.max() + 1))
+        torch.testing.assert_close(scored["own_repeats"][client], expected)
+    assert (
+        scored["popularity_any_time"][0].tolist()
+        == np.bincount(known.columns["item"], minlength=NUM_ITEMS).tolist()
+    )
+    assert (scored["popularity_any_time"] > scored["popularity"]).any()
+
+
+def test_popularity_in_the_table_is_asked_at_each_clients_time() -> None:
+    """A fad after most clients were asked helps whoever counts at any time, and nobody who counts before."""
+    num = 20  # client c takes item c at day c, then item 20; the last ten are asked after nobody else took it
+    items = np.array([[client % 4, 20] for client in range(num)]).ravel()
+    time = np.array([[client * DAY, client * DAY + 1] for client in range(num)]).ravel()
+    fad = group_by_client(
+        {"item": np.full(50, 20), "time": np.full(50, 100 * DAY)}, np.full(50, num), num + 1
+    )
+    known = Shards({"item": items[::2], "time": time[::2]}, np.r_[0 : num + 1, num])
+    test = Shards({"item": items[1::2], "time": time[1::2]}, np.r_[0 : num + 1, num])
+    vocabulary = Vocabulary.of([f"item {i}" for i in range(25)])
+    data = Dataset(join([known, fad]), {"item": vocabulary}, held_out={"test": test})
+    task = Factorization.build(data, 2, 1, "bpr", False, 0.0, 0.1)
+    evaluation, clients = evaluation_for(task, data), np.arange(num + 1)
+    found = {}
+    for name in ("popularity", "popularity_any_time"):
+        reference = reference_ranking(name, evaluation, data)
+        assert reference is not None
+        found[name] = reference({}, {}, clients).metrics["ndcg@10"]
+    assert found["popularity_any_time"] == 1
+    assert found["popularity"] < 0.5
 
 
 @pytest.mark.skipif(not SHARED.is_file(), reason=f"SKIPPED LOUDLY: {SHARED} is missing")

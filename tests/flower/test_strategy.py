@@ -46,6 +46,10 @@ CASES = {
     "dynamic-means": [
         *INTERACTIONS, "task=dynamic", "task.dim=4", "task.slice=2 days", "task.state=gated", "aggregate.rows=ratio",
     ],
+    "reconstructed": [
+        *INTERACTIONS, "task=factorization", "task.dim=8", "cohort=uniform", "cohort.size=11",
+        "train.personal=reconstructed", "train.reconstruction_epochs=3", "train.support_share=0.5",
+    ],
     "knowledge-graph": [
         "data=triples", f"data.path={graph_files()}", "partition=natural", "task=knowledge_graph", "task.dim=8",
         "task.relations=personal", "task.init_scale=0.5", "train.learning_rate=1.0", "cohort=uniform", "cohort.size=3",
@@ -84,7 +88,7 @@ def test_nodes_waves_and_chunks_do_not_change_results(case: str, change: str, tm
             assert other.evaluated.metrics[name] == pytest.approx(value, rel=1e-6, nan_ok=True)
 
 
-@pytest.mark.parametrize("case", ["hierarchical", "factorization", "knowledge-graph"])
+@pytest.mark.parametrize("case", ["hierarchical", "factorization", "reconstructed", "knowledge-graph"])
 def test_by_value_equals_by_reference(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = run(CASES[case], tmp_path)
     config = compose_config([*CASES[case], "baselines=[]", "runner.num_nodes=3"])
@@ -187,7 +191,7 @@ def test_nodes_set_up_otherwise_are_refused(tmp_path: Path) -> None:
 
 
 def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
-    for case in ("hierarchical", "factorization", "knowledge-graph"):
+    for case in ("hierarchical", "factorization", "reconstructed", "knowledge-graph"):
         folder = tmp_path / case
         base = [*CASES[case], "server.optimizer=yogi", "checkpoint_every=2"]
         whole = run([*base, "rounds=4"], folder / "whole")

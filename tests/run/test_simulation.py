@@ -25,7 +25,9 @@ def test_a_path_that_ray_cannot_start_from_is_refused(monkeypatch: pytest.Monkey
     " " in sys.executable, reason="Ray NOT TESTED: it starts no workers from a path with a space"
 )
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", ["hierarchical", "factorization", "knowledge-graph", "dynamic"])
+@pytest.mark.parametrize(
+    "case", ["hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic"]
+)
 def test_simulation_equals_in_process(case: str, tmp_path: Path) -> None:
     one = run(CASES[case], tmp_path)
     other = run([*CASES[case], "runner=simulation", "runner.num_nodes=3"], tmp_path)

@@ -1,0 +1,68 @@
+"""A part of a client's round: what moves in it, and which of the client's examples it sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedemb.data.shards import ragged_indices
+from fedemb.seeds import stream_keys, uniforms
+from fedemb.types import Int64
+
+ALL, SUPPORT, QUERY = "all", "support", "query"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One pass of local training; a stateful client's round is a single one, in which everything moves.
+
+    Attributes:
+        frozen: Names of the tables and dense parameters that stay as they are.
+        part: Which examples are seen: ``all``, ``support`` or ``query``.
+        support_share: Share of a client's examples that is support; 1: all are both support and query.
+        first_epoch: Number of the first epoch, so that no phase of a round draws what another one drew.
+    """
+
+    frozen: frozenset[str] = frozenset()
+    part: str = ALL
+    support_share: float = 1.0
+    first_epoch: int = 0
+
+    def seen(self, offsets: Int64, clients: Int64, seed: int, round: int) -> npt.NDArray[np.bool_] | None:
+        """Whether each example ``(examples,)`` of these clients is seen; None: all are."""
+        if self.part == ALL or self.support_share == 1:
+            return None
+        support = in_support(offsets, clients, self.support_share, seed, round)
+        alone = np.diff(offsets) == 1
+        return support if self.part == SUPPORT else ~support | np.repeat(alone, np.diff(offsets))
+
+
+def in_support(offsets: Int64, clients: Int64, share: float, seed: int, round: int) -> npt.NDArray[np.bool_]:
+    """Whether each example ``(examples,)`` is in its client's support set of this round.
+
+    Drawn at random and anew in each round, without regard to who else is in the chunk. A client with two examples or
+    more has one at least on either side; a single example is support (and ``Phase`` makes it query as well).
+
+    Args:
+        offsets: ``(clients + 1,)`` of the examples.
+        clients: ``(clients,)`` ids.
+        share: Of the client's examples, in (0, 1).
+        seed: The run's seed.
+        round: The round.
+
+    >>> in_support(np.array([0, 4, 5]), np.array([7, 9]), 0.5, 0, 1).tolist().count(True)
+    3
+    """
+    sizes = np.diff(offsets)
+    position = np.repeat(np.arange(len(sizes)), sizes)
+    within = ragged_indices(np.zeros_like(sizes), sizes)
+    draws = uniforms(stream_keys(seed, "support", round, clients)[position], 1, within)[:, 0]
+    rank = np.empty_like(within)
+    rank[np.lexsort((draws, position))] = within
+    wanted = np.floor(sizes * share + 0.5).clip(1, np.maximum(sizes - 1, 1))
+    return np.asarray(rank < np.repeat(wanted, sizes))
+
+
+WHOLE = Phase()
