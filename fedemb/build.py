@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -215,6 +216,25 @@ def build(config: DictConfig) -> Parts:
     """
     plain = OmegaConf.create({str(k): v for k, v in config.items() if k != "hydra"})
     return _cached(OmegaConf.to_yaml(plain, resolve=True))
+
+
+def rebuild(folder: Path, dataset: Dataset) -> tuple[Task, LocalTraining, int]:
+    """Task, local training and seed of a finished run, from its own configuration.
+
+    Args:
+        folder: The run folder.
+        dataset: What is known of its data without reading them again.
+
+    Raises:
+        SettingError: If the task needs to see its data.
+        DataError: If the configuration is not there.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"{folder} must hold its configuration, but .hydra/config.yaml is missing")
+    config = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.load(path), resolve=True))
+    task: Task = _instantiate("task", config.task, dataset=dataset)
+    return task, _training(config.train), int(config.seed)
 
 
 def _build(config: Any) -> Parts:

@@ -124,6 +124,28 @@ def check(config: DictConfig) -> None:
             raise SettingError(f"runner.{name} must be {what}, at least {low}, got {value!r}")
 
 
+def serve_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """What ``conf/serve.yaml`` says, with these ``key=value`` settings in the place of its own.
+
+    Raises:
+        SettingError: If a key is not there, or something is no setting at all.
+    """
+    config = OmegaConf.load(conf_dir() / "serve.yaml")
+    known = [str(key) for key in config]
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals:
+            raise SettingError(f"a setting must read key=value, got {text!r}")
+        if key not in known:
+            raise SettingError(f"{key} is not a setting of fedemb serve{_nearest(key, known)}")
+    try:
+        plain = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise SettingError(" ".join(str(error).split())) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
 def digest(config: DictConfig) -> str:
     """Digest of what decides the result of a run: equal digests mean that a run can be taken up."""
     plain = {str(k): v for k, v in config.items() if k not in NOT_HASHED}
