@@ -20,8 +20,10 @@ from torch import Tensor
 
 from fedemb.aggregate.plain import Plain
 from fedemb.config import digest, explain
+from fedemb.data.known import with_names_of
 from fedemb.errors import DataError, SettingError
 from fedemb.evaluate.choose import evaluation_for
+from fedemb.model import Run
 from fedemb.server.optimizers import RowOptimizer, Settings
 from fedemb.stages.clip import Clip
 from fedemb.stages.weight import Weight
@@ -239,6 +241,8 @@ def rebuild(folder: Path, dataset: Dataset) -> tuple[Task, LocalTraining, int]:
 
 def _build(config: Any) -> Parts:
     dataset = load_data(config)
+    if config.resume and (Path(config.resume) / "model" / "model.json").is_file():
+        dataset = with_names_of(dataset, Run(Path(config.resume)).vocabularies)
     task: Task = _instantiate("task", config.task, dataset=dataset)
     sampler = _instantiate("cohort", config.cohort)
     sampler.check(int((dataset.train.sizes > 0).sum()))

@@ -103,6 +103,11 @@ class Run:
         """``model.json``: the tables in words, and what the training data looked like."""
         return self._model
 
+    @property
+    def name(self) -> str:
+        """Which trained model the folder holds: the same words, the same model."""
+        return f"{self._model['config_digest']} after {self._model['rounds']} rounds"
+
     @cached_property
     def vocabularies(self) -> dict[str, Vocabulary]:
         """Names of the rows, and how often each stood in the training data, per entity of a shared table."""

@@ -6,7 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-VersionNumber = Annotated[int, Field(description="windows applied since the run ended; 0 is the trained model")]
+VersionNumber = Annotated[
+    int, Field(description="windows applied since the run ended; 0 is the trained model")
+]
 Sequence = Annotated[int, Field(description="the last interaction that this version knows")]
 Name = Annotated[str, Field(max_length=1024)]
 

@@ -33,7 +33,7 @@ from fedemb.serve.answers import (
 )
 from fedemb.serve.fields import Problem, read_times
 from fedemb.serve.gate import App, gate
-from fedemb.serve.queue import KeyReused, QueueFull
+from fedemb.serve.queue import KeyReusedError, QueueFullError
 from fedemb.serve.rows import Version, nearest
 from fedemb.serve.service import Service
 from fedemb.types import Table, Temporal
@@ -254,11 +254,11 @@ def _add_interactions(api: FastAPI, service: Service) -> None:
             raise HTTPException(413, message)
         try:
             accepted = await asyncio.wrap_future(queue.put(entries, idempotency_key))
-        except QueueFull as full:
+        except QueueFullError as full:
             service.metrics.refused.inc(len(entries))
             headers = {"Retry-After": str(max(1, round(service.settings.interval_seconds)))}
             raise HTTPException(429, f"{full} (queue_limit); try again later", headers) from full
-        except KeyReused as reused:
+        except KeyReusedError as reused:
             message = "this Idempotency-Key came with other interactions before"
             raise HTTPException(422, message) from reused
         except RunError as error:

@@ -75,7 +75,9 @@ class Fields:
                 found = [self.ids[name].get(value) for value in given]
                 for place, (value, row) in enumerate(zip(given, found, strict=True)):
                     if row is None:
-                        problems.append(Problem(place, name, value, f"{value!r} is no {name} that the run knows"))
+                        problems.append(
+                            Problem(place, name, value, f"{value!r} is no {name} that the run knows")
+                        )
                 columns[name] = found
             elif name == "time":
                 columns[name] = read_times(given)

@@ -26,9 +26,7 @@ class _Refused(Exception):
         self.status, self.detail, self.headers = status, detail, headers
 
 
-def gate(
-    app: App, token: str | None, body_limit_bytes: int, metrics: Metrics, routes: frozenset[str]
-) -> App:
+def gate(app: App, token: str | None, body_limit_bytes: int, metrics: Metrics, routes: frozenset[str]) -> App:
     """The same application behind the gate.
 
     Args:
@@ -78,7 +76,9 @@ def _method(method: str) -> str:
 async def _body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
     """The whole body, if it is small enough and comes soon enough."""
     declared = headers.get(b"content-length", b"0")
-    too_large = _Refused(413, f"a body must be at most {limit} bytes (body_limit_bytes)", {"connection": "close"})
+    too_large = _Refused(
+        413, f"a body must be at most {limit} bytes (body_limit_bytes)", {"connection": "close"}
+    )
     if declared.isdigit() and int(declared) > limit:
         raise too_large
     parts, size = [], 0

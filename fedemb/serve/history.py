@@ -132,7 +132,9 @@ def joins_lines(task: Task, dtypes: Mapping[str, str]) -> bool:
     """Whether a task's examples join several lines of a client: two lines make other examples than one and one."""
 
     def num_examples(num_lines: int) -> int:
-        columns: dict[str, Column] = {name: np.zeros(num_lines, dtype=dtype) for name, dtype in dtypes.items()}
+        columns: dict[str, Column] = {
+            name: np.zeros(num_lines, dtype=dtype) for name, dtype in dtypes.items()
+        }
         return task.examples(Shards(columns, np.array([0, num_lines], dtype=np.int64))).num_examples
 
     return num_examples(2) != 2 * num_examples(1)

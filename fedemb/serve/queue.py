@@ -36,7 +36,7 @@ class Accepted:
     repeated: bool = False
 
 
-class QueueFull(Exception):
+class QueueFullError(Exception):
     """No room: ``depth`` wait already."""
 
     def __init__(self, depth: int) -> None:
@@ -44,7 +44,7 @@ class QueueFull(Exception):
         self.depth = depth
 
 
-class KeyReused(Exception):
+class KeyReusedError(Exception):
     """An idempotency key came with another body before."""
 
 
@@ -77,7 +77,8 @@ def open_database(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.executescript(
             "CREATE TABLE IF NOT EXISTS interactions (sequence INTEGER PRIMARY KEY, body TEXT NOT NULL);"
-            "CREATE TABLE IF NOT EXISTS windows (number INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL);"
+            "CREATE TABLE IF NOT EXISTS windows (number INTEGER PRIMARY KEY, first INTEGER NOT NULL,"
+            " last INTEGER NOT NULL);"
             "CREATE TABLE IF NOT EXISTS keys (key TEXT PRIMARY KEY, digest TEXT NOT NULL, first INTEGER NOT NULL,"
             " last INTEGER NOT NULL);"
         )
@@ -141,10 +142,12 @@ class Queue:
         sequence, number = applied
         last_row = self._connection.execute("SELECT max(sequence) FROM interactions").fetchone()[0]
         last_key = self._connection.execute("SELECT max(last) FROM keys").fetchone()[0]
-        last_window = self._connection.execute("SELECT number, last FROM windows ORDER BY number DESC LIMIT 1")
-        self._number, self._cut = last_window.fetchone() or (number, sequence)
-        self._number, self._cut = max(self._number, number), max(self._cut, sequence)
-        self.last = max(last_row or 0, last_key or 0, self._cut)
+        last_window = self._connection.execute(
+            "SELECT number, last FROM windows ORDER BY number DESC LIMIT 1"
+        )
+        known: tuple[int, int] = last_window.fetchone() or (number, sequence)
+        self._number, self._cut = max(known[0], number), max(known[1], sequence)
+        self.last: int = max(last_row or 0, last_key or 0, self._cut)
         self.applied = sequence
         self._opened: float | None = time.monotonic() if self.last > self._cut else None
         self._pending: list[_Pending] = []
@@ -169,7 +172,7 @@ class Queue:
             key: A retry with the same key and the same interactions is answered as the first one was.
 
         Raises:
-            QueueFull: If there is no room for all of them.
+            QueueFullError: If there is no room for all of them.
             RunError: If the queue is closed or cannot write.
         """
         digest = hashlib.sha256(json.dumps(entries).encode()).hexdigest() if key is not None else ""
@@ -178,7 +181,7 @@ class Queue:
             if self._failure is not None or self._stopping:
                 raise RunError(f"the queue takes nothing any more ({self._failure or 'it is being closed'})")
             if self.depth + len(entries) > self._limit:
-                raise QueueFull(self.depth)
+                raise QueueFullError(self.depth)
             self._pending.append(pending)
             self._num_pending += len(entries)
             self._changed.notify()
@@ -242,7 +245,7 @@ class Queue:
                 self._prune_to = None if self._prune_to == prune_to else self._prune_to
         return not (stopping and not self._pending)
 
-    def _commit(self, batch: list[_Pending], due: bool) -> list[Accepted | KeyReused]:
+    def _commit(self, batch: list[_Pending], due: bool) -> list[Accepted | KeyReusedError]:
         run, last, answers = self._connection.execute, self.last, []
         run("BEGIN IMMEDIATE")
         for pending in batch:
@@ -250,7 +253,7 @@ class Queue:
             if known:
                 _, digest, first, end = known
                 same = digest == pending.digest
-                answers.append(Accepted(first, end, True) if same else KeyReused(pending.key))
+                answers.append(Accepted(first, end, True) if same else KeyReusedError(pending.key))
                 continue
             lines = [
                 (last + 1 + place, json.dumps(entry, separators=(",", ":")))
@@ -259,14 +262,19 @@ class Queue:
             self._connection.executemany("INSERT INTO interactions VALUES (?, ?)", lines)
             accepted = Accepted(last + 1, last + len(lines))
             if pending.key is not None:
-                run("INSERT INTO keys VALUES (?, ?, ?, ?)", (pending.key, pending.digest, accepted.first, accepted.last))
+                run(
+                    "INSERT INTO keys VALUES (?, ?, ?, ?)",
+                    (pending.key, pending.digest, accepted.first, accepted.last),
+                )
             answers.append(accepted)
             last = accepted.last
         number, cut, closed = self._number, self._cut, []
         while last - cut >= self._window or (due and last > cut):
             number, first, cut = number + 1, cut + 1, min(cut + self._window, last)
             closed.append(Window(number, first, cut))
-        self._connection.executemany("INSERT INTO windows VALUES (?, ?, ?)", [(w.number, w.first, w.last) for w in closed])
+        self._connection.executemany(
+            "INSERT INTO windows VALUES (?, ?, ?)", [(w.number, w.first, w.last) for w in closed]
+        )
         run("COMMIT")
         if last == cut:
             self._opened = None

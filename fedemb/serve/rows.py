@@ -149,5 +149,5 @@ def nearest(version: Version, table: Table, vectors: Tensor | None, point: Tenso
 def _scores(table: Table, matrix: Tensor, point: Tensor) -> Tensor:
     if table.manifold.curvature != 0:
         return table.manifold.distance(point, matrix)
-    tiny = torch.finfo(matrix.dtype).tiny
-    return (matrix @ point) / (matrix.norm(dim=1) * point.norm()).clamp_min(tiny)
+    lengths = (matrix.norm(dim=1) * point.norm()).clamp_min(torch.finfo(matrix.dtype).tiny)
+    return torch.mv(matrix, point) / lengths

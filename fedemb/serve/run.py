@@ -49,7 +49,9 @@ def _bound(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
-        raise SettingError(f"port must be free and host this machine's, got {host}:{port} ({error.strerror})") from error
+        raise SettingError(
+            f"port must be free and host this machine's, got {host}:{port} ({error.strerror})"
+        ) from error
     return bound
 
 
@@ -86,8 +88,12 @@ def serve(folder: Path, overrides: Sequence[str]) -> None:
         )
         server.append(uvicorn.Server(config))
         if settings.host not in _LOOPBACK and settings.token is None:
-            _log.warning("token is not set: whoever reaches %s reads vectors and writes interactions", settings.host)
+            _log.warning(
+                "token is not set: whoever reaches %s reads vectors and writes interactions", settings.host
+            )
         print(f"serving {folder} on http://{settings.host}:{port} (documentation: /docs)", flush=True)
         server[0].run(sockets=[bound])
         if service.failed or not server[0].started:
-            raise RunError("the service could not go on; what was accepted is in the queue for the next start")
+            raise RunError(
+                "the service could not go on; what was accepted is in the queue for the next start"
+            )

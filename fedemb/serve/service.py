@@ -25,7 +25,6 @@ from fedemb.serve.queue import Queue
 from fedemb.serve.rows import Change, Rows, Version
 from fedemb.serve.settings import Settings
 from fedemb.serve.state import FOLDER, newest, read_facts, read_tensors, tables_of
-from fedemb.serve.worker import model_name
 from fedemb.types import Table, Task, Temporal
 
 _log = logging.getLogger("fedemb")
@@ -66,7 +65,9 @@ class Service:
         tables, dense = self.run.tensors()
         self.tables = {name: _table_of(self.run, name, tables[name]) for name in self.run.tables}
         self.names = {entity: v.to_list() for entity, v in self.run.vocabularies.items()}
-        self.ids = {entity: {name: at for at, name in enumerate(names)} for entity, names in self.names.items()}
+        self.ids = {
+            entity: {name: at for at, name in enumerate(names)} for entity, names in self.names.items()
+        }
         columns = tuple(self.run.facts.get("columns", {}))
         entity_of = dict(self.run.facts.get("entity_of", {}))
         unknown = Fields.unknown(columns, entity_of)
@@ -90,7 +91,7 @@ class Service:
             RunError: If the state on disk cannot be taken up.
         """
         if self.why_not is not None:  # what was learnt before is served all the same
-            path = newest(self.own, model_name(self.run)) if self.own.is_dir() else None
+            path = newest(self.own, self.run.name) if self.own.is_dir() else None
             self._take_up(path)
             self.ready = True
             return
@@ -108,9 +109,13 @@ class Service:
         )
         queue = self.queue
         self.metrics.watch("queue_depth", "Interactions that wait to be applied", lambda: queue.depth)
-        self.metrics.watch("lag_seconds", "Since the last window was applied while others wait", self.lag_seconds)
+        self.metrics.watch(
+            "lag_seconds", "Since the last window was applied while others wait", self.lag_seconds
+        )
         self.metrics.watch("version", "Windows applied since the run ended", lambda: self.version.number)
-        self.metrics.watch("sequence", "The last interaction that the version knows", lambda: self.version.sequence)
+        self.metrics.watch(
+            "sequence", "The last interaction that the version knows", lambda: self.version.sequence
+        )
         self._link.go(self)
 
     def _take_up(self, path: Path | None) -> None:
@@ -163,7 +168,9 @@ class Service:
             self.queue.prune(facts["forget_sequence"], facts["forget_number"])
 
     def on_lost(self) -> None:
-        _log.error("the learning process is gone: the service ends; what was accepted is applied at the next start")
+        _log.error(
+            "the learning process is gone: the service ends; what was accepted is applied at the next start"
+        )
         self.ready, self.failed = False, True
         self._on_failure()
 

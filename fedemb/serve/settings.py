@@ -54,11 +54,7 @@ class Settings:
             value = getattr(self, name)
             if name == "learning_rate" and value is None:
                 continue
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not 0 < value < float("inf")
-            ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise SettingError(f"{name} must be a positive number, got {value!r}")
         if not isinstance(self.host, str) or not self.host:
             raise SettingError(f"host must be an address such as 127.0.0.1, got {self.host!r}")

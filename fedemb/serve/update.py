@@ -52,8 +52,8 @@ class Updater:
     def apply(self, state: State, window: Window, entries: list[Entry]) -> Change:
         """Moves ``state`` on by a window; returns what changed."""
         slots, forgotten = state.clients.seen([client for client, _ in entries])
-        for rows in state.personal.values():
-            rows.known[forgotten] = False
+        for own in state.personal.values():
+            own.known[forgotten] = False
         if state.tails is not None:
             state.tails.forget(forgotten)
         clients, examples = self._examples(state, entries, slots)
@@ -78,7 +78,9 @@ class Updater:
         }
         lines = group_by_client(columns, position, len(clients))
         if state.tails is None:
-            past = Shards({n: c[:0] for n, c in columns.items()}, offsets_of(np.zeros(len(clients), np.int64)))
+            past = Shards(
+                {n: c[:0] for n, c in columns.items()}, offsets_of(np.zeros(len(clients), np.int64))
+            )
         else:
             past = state.tails.of(clients)
         examples = new_examples(self.task, past, lines)
@@ -101,7 +103,15 @@ class Updater:
         aggregator = Plain(shared, rows="sum")
         round = self.first_round + state.number + 1
         for updates in train_cohort(
-            self.task, state.tables, state.dense, state.personal, examples, clients, self.training, self.seed, round
+            self.task,
+            state.tables,
+            state.dense,
+            state.personal,
+            examples,
+            clients,
+            self.training,
+            self.seed,
+            round,
         ):
             aggregator.add(updates, state.tables)
         total = aggregator.finish(state.tables)
@@ -109,10 +119,10 @@ class Updater:
         if all(bool(step.isfinite().all()) for step in steps):
             return total
         for name, points in before.items():
-            rows = state.personal[name]
-            ids = np.arange(rows.table.num_rows, dtype=np.int64)
-            keys = torch.from_numpy((clients[:, None] * rows.table.num_rows + ids).ravel())
-            rows.put(keys, points.reshape(len(keys), -1))
+            own = state.personal[name]
+            each = np.arange(own.table.num_rows, dtype=np.int64)
+            keys = torch.from_numpy((clients[:, None] * own.table.num_rows + each).ravel())
+            own.put(keys, points.reshape(len(keys), -1))
         return None
 
 

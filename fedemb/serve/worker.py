@@ -31,11 +31,6 @@ _NICENESS = 5
 _LAST_WINDOWS_SECONDS = 20.0  # what a stopping service still applies; the rest stays in the queue
 
 
-def model_name(run: Run) -> str:
-    """Which trained model a run folder holds."""
-    return f"{run.facts['config_digest']} after {run.facts['rounds']} rounds"
-
-
 def _prepared(run: Run, settings: Settings) -> tuple[Updater, State]:
     dataset = run.without_examples()
     task, training, seed = rebuild(run.folder, dataset)
@@ -59,7 +54,7 @@ def work(connection: Connection, folder: Path, settings: Settings) -> None:
     # A worker whose service was killed holds this until it has noticed.
     with locked(own / "worker", patience_seconds=30.0):
         updater, state = _prepared(run, settings)
-        path = newest(own, model_name(run))
+        path = newest(own, run.name)
         if path is not None:
             load_state(path, state)
         send(connection, "loaded", path=None if path is None else path.name)
@@ -67,7 +62,7 @@ def work(connection: Connection, folder: Path, settings: Settings) -> None:
             pass  # windows that it tells of before are in the queue
         database = open_database(own / "queue.sqlite")
         try:
-            _loop(connection, own, settings, _Work(updater, state, database, model_name(run)))
+            _loop(connection, own, settings, _Work(updater, state, database, run.name))
         finally:
             database.close()
 
