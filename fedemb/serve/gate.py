@@ -20,7 +20,7 @@ OPEN = ("/healthz", "/readyz")  # whoever starts and stops services asks without
 _BODY_SECONDS = 10.0
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, detail: str, headers: Mapping[str, str]) -> None:
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail, headers
@@ -56,10 +56,10 @@ def gate(app: App, token: str | None, body_limit_bytes: int, metrics: Metrics, r
                 given = headers.get(b"authorization", b"")
                 if not hmac.compare_digest(given, expected):
                     wanted = {"www-authenticate": "Bearer"}
-                    raise _Refused(401, "a token is needed: Authorization: Bearer ...", wanted)
+                    raise _RefusedError(401, "a token is needed: Authorization: Bearer ...", wanted)
             body = await _body(receive, headers, body_limit_bytes)
             await app(scope, _once(body, receive), sending)
-        except _Refused as refused:
+        except _RefusedError as refused:
             await _refuse(sending, refused)
         finally:
             route = scope["path"] if scope["path"] in routes else "other"
@@ -76,7 +76,7 @@ def _method(method: str) -> str:
 async def _body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
     """The whole body, if it is small enough and comes soon enough."""
     declared = headers.get(b"content-length", b"0")
-    too_large = _Refused(
+    too_large = _RefusedError(
         413, f"a body must be at most {limit} bytes (body_limit_bytes)", {"connection": "close"}
     )
     if declared.isdigit() and int(declared) > limit:
@@ -96,7 +96,7 @@ async def _body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) ->
                     break
     except TimeoutError:
         slow = f"a body must arrive within {_BODY_SECONDS:g} seconds"
-        raise _Refused(408, slow, {"connection": "close"}) from None
+        raise _RefusedError(408, slow, {"connection": "close"}) from None
     return b"".join(parts)
 
 
@@ -113,7 +113,7 @@ def _once(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-async def _refuse(send: Send, refused: _Refused) -> None:
+async def _refuse(send: Send, refused: _RefusedError) -> None:
     body = json.dumps({"detail": refused.detail}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -150,4 +150,5 @@ def _scores(table: Table, matrix: Tensor, point: Tensor) -> Tensor:
     if table.manifold.curvature != 0:
         return table.manifold.distance(point, matrix)
     lengths = (matrix.norm(dim=1) * point.norm()).clamp_min(torch.finfo(matrix.dtype).tiny)
-    return torch.mv(matrix, point) / lengths
+    cosine: Tensor = torch.mv(matrix, point) / lengths
+    return cosine

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +57,21 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
+@contextmanager
+def _signals_are_answered() -> Iterator[None]:
+    """uvicorn ends in good order at SIGTERM and Ctrl-C, and then raises the signal again: nothing is left to be done."""
+
+    def nothing(number: int, frame: object) -> None:
+        return None
+
+    before = {number: signal.signal(number, nothing) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def serve(folder: Path, overrides: Sequence[str]) -> None:
     """Serves a run until SIGTERM or Ctrl-C; all that was accepted is then on the disk.
 
@@ -92,7 +109,8 @@ def serve(folder: Path, overrides: Sequence[str]) -> None:
                 "token is not set: whoever reaches %s reads vectors and writes interactions", settings.host
             )
         print(f"serving {folder} on http://{settings.host}:{port} (documentation: /docs)", flush=True)
-        server[0].run(sockets=[bound])
+        with _signals_are_answered():
+            server[0].run(sockets=[bound])
         if service.failed or not server[0].started:
             raise RunError(
                 "the service could not go on; what was accepted is in the queue for the next start"
