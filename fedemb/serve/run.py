@@ -59,7 +59,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _signals_are_answered() -> Iterator[None]:
-    """uvicorn ends in good order at SIGTERM and Ctrl-C, and then raises the signal again: nothing is left to be done."""
+    """At SIGTERM and Ctrl-C uvicorn ends in good order and then raises the signal again, for nobody in particular."""
 
     def nothing(number: int, frame: object) -> None:
         return None

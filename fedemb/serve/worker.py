@@ -31,7 +31,8 @@ _NICENESS = 5
 _LAST_WINDOWS_SECONDS = 20.0  # what a stopping service still applies; the rest stays in the queue
 
 
-def _prepared(run: Run, settings: Settings) -> tuple[Updater, State]:
+def prepared(run: Run, settings: Settings) -> tuple[Updater, State]:
+    """How windows of a run are applied, and the trained model before the first one."""
     dataset = run.without_examples()
     task, training, seed = rebuild(run.folder, dataset)
     dtypes = {name: str(column.dtype) for name, column in dataset.train.columns.items()}
@@ -53,7 +54,7 @@ def work(connection: Connection, folder: Path, settings: Settings) -> None:
     run, own = Run(folder), folder / FOLDER
     # A worker whose service was killed holds this until it has noticed.
     with locked(own / "worker", patience_seconds=30.0):
-        updater, state = _prepared(run, settings)
+        updater, state = prepared(run, settings)
         path = newest(own, run.name)
         if path is not None:
             load_state(path, state)
