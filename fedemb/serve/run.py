@@ -57,6 +57,21 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
+def server_of(service: Service) -> uvicorn.Server:
+    """A server that is yet to be run; it starts and ends the service."""
+    config = uvicorn.Config(
+        application(service),
+        lifespan="on",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=10,
+    )
+    return uvicorn.Server(config)
+
+
 @contextmanager
 def _signals_are_answered() -> Iterator[None]:
     """At SIGTERM and Ctrl-C uvicorn ends in good order and then raises the signal again, for nobody in particular."""
@@ -94,16 +109,7 @@ def serve(folder: Path, overrides: Sequence[str]) -> None:
 
         service = Service(folder, settings, on_failure=end)
         port = bound.getsockname()[1]
-        config = uvicorn.Config(
-            application(service),
-            lifespan="on",
-            log_level="warning",
-            access_log=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_keep_alive=5,
-            timeout_graceful_shutdown=10,
-        )
-        server.append(uvicorn.Server(config))
+        server.append(server_of(service))
         if settings.host not in _LOOPBACK and settings.token is None:
             _log.warning(
                 "token is not set: whoever reaches %s reads vectors and writes interactions", settings.host

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+
 import httpx
-import uvicorn
 
 import fedemb
-from fedemb.serve.app import application
 from fedemb.serve.link import Ended
-from fedemb.serve.run import settings_of
+from fedemb.serve.run import server_of, settings_of
 from fedemb.serve.service import Service
 from fedemb.serve.settings import Settings
 from fedemb.serve.worker import work
@@ -72,13 +71,13 @@ def served(
     """A service that learns as soon as a window is full, and a client of it."""
     service = Service(folder, settings_of(["window=4", "interval_seconds=60", *overrides]), in_a_thread)
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(application(service), lifespan="on", log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
+    server = server_of(service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
     try:
+        assert thread.is_alive(), "the service did not start"
         address = f"http://127.0.0.1:{bound.getsockname()[1]}"
         with httpx.Client(base_url=address, headers=headers, timeout=30, trust_env=False) as client:
             yield service, client
