@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedemb.errors import SettingError
 
@@ -140,8 +141,11 @@ def serve_settings(overrides: Sequence[str]) -> dict[str, Any]:
             raise SettingError(f"{key} is not a setting of fedemb serve{_nearest(key, known)}")
     try:
         plain = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise SettingError(" ".join(str(error).split())) from error
+    except (OmegaConfBaseException, ValueError, YAMLError) as error:
+        what = " ".join(overrides)
+        raise SettingError(
+            f"settings must be plain values, got {what!r} ({' '.join(str(error).split())})"
+        ) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -39,7 +39,7 @@ def settings_of(overrides: Sequence[str]) -> Settings:
     return replace(settings, token=token) if settings.token is None and token else settings
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound_to(host: str, port: int) -> socket.socket:
     """A socket that listens nowhere yet, but holds the port.
 
     Raises:
@@ -48,8 +48,12 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
     except OSError as error:
         raise SettingError(
             f"port must be free and host this machine's, got {host}:{port} ({error.strerror})"
@@ -98,7 +102,7 @@ def serve(folder: Path, overrides: Sequence[str]) -> None:
     settings = settings_of(overrides)
     Run(folder)
     torch.set_num_threads(settings.num_threads)
-    bound = _bound(settings.host, settings.port)
+    bound = bound_to(settings.host, settings.port)
     busy = f"another service runs on {folder}; stop it, or serve a copy of the folder"
     with bound, locked(folder / FOLDER, busy=busy):
         server: list[uvicorn.Server] = []

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-
 import httpx
 
 import fedemb

@@ -181,10 +181,10 @@ def test_a_corrupt_state_is_passed_over(
     newer.write_bytes(newer.read_bytes()[:100])
     assert newest(tmp_path, run.name) == older
     assert "trying the one before" in caplog.text
-    with pytest.raises(RunError, match="began with .* after 2 rounds"):
+    with pytest.raises(RunError, match=r"began with .* after 2 rounds"):
         newest(tmp_path, "another")
     older.write_bytes(b"")
-    with pytest.raises(RunError, match="no state in .* can be read"):
+    with pytest.raises(RunError, match=r"no state in .* can be read"):
         newest(tmp_path, run.name)
 
 
