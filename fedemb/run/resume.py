@@ -159,7 +159,7 @@ def carry_kept(folder: Path, own: Path, parts: Parts, num_nodes: int, resumed: R
         path = source / f"personal-{first}-{stop - first}-{resumed.kept_round}.safetensors"
         if resumed.kept_round is not None and path.is_file():
             memory = _take_kept(path, rows, memory)
-        elif resumed.kept_round is not None and resumed.served is None:
+        elif resumed.kept_round is not None:
             continue  # the node says what is missing
         if resumed.served is not None and parts.dataset.clients is not None:
             _take_served(resumed.served, rows, parts.dataset.clients.to_list()[first:stop], first)
