@@ -1,6 +1,6 @@
 """Look-ups while interactions are ingested and applied, then a kill: latency, what was lost, what was seen half.
 
-    python experiments/serving/run.py [--seconds 30] [--folder FOLDER]
+    python experiments/serving/run.py [--seconds 20] [--folder FOLDER]
 
 Trains a model, serves it with `fedemb serve` in processes of its own, and asks over loopback. Look-ups are open-loop:
 each has its time, and its latency counts from that time, so that a slow answer is not forgiven by asking later.
@@ -85,8 +85,9 @@ class Client:
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         reader, writer = await self.free.get()
         try:
-            if writer.is_closing():
-                raise ConnectionResetError
+            if reader.at_eof() or writer.is_closing():  # the service closes what was idle for seconds
+                writer.close()
+                reader, writer = await asyncio.open_connection(self.host, self.port)
             head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
             found = await reader.readuntil(b"\r\n\r\n")
@@ -244,7 +245,7 @@ def row(task: str, what: str, load: Load, facts: dict[str, Any]) -> dict[str, An
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--seconds", type=float, default=30)
+    arguments.add_argument("--seconds", type=float, default=20)
     arguments.add_argument("--folder", type=Path)
     arguments.add_argument("--tasks", nargs="+", default=["factorization", "skipgram"])
     chosen = arguments.parse_args()
