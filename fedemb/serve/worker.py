@@ -63,12 +63,12 @@ def work(connection: Connection, folder: Path, settings: Settings) -> None:
             pass  # windows that it tells of before are in the queue
         database = open_database(own / "queue.sqlite")
         try:
-            _loop(connection, own, settings, _Work(updater, state, database, run.name))
+            _loop(connection, own, settings, Work(updater, state, database, run.name))
         finally:
             database.close()
 
 
-class _Work:
+class Work:
     """State, and what is to be done to it."""
 
     def __init__(self, updater: Updater, state: State, database: Any, model: str) -> None:
@@ -94,7 +94,7 @@ class _Work:
         return self.stop_at is not None and (not self.windows or time.monotonic() > self.stop_at)
 
 
-def _loop(connection: Connection, own: Path, settings: Settings, work: _Work) -> None:
+def _loop(connection: Connection, own: Path, settings: Settings, work: Work) -> None:
     state, ready = work.state, False
     saved_number, save_at = state.number, time.monotonic() + settings.snapshot_seconds
     try:
@@ -115,16 +115,17 @@ def _loop(connection: Connection, own: Path, settings: Settings, work: _Work) ->
             due = time.monotonic() >= save_at
             if work.save or due:
                 if work.save or state.number > saved_number:
-                    _save(connection, own, work, settings.snapshot_seconds)
+                    _save(connection, own, work)
                 saved_number, save_at = state.number, time.monotonic() + settings.snapshot_seconds
                 work.save = False
-        _save(connection, own, work, settings.snapshot_seconds)
+        if state.number > saved_number:
+            _save(connection, own, work)
         send(connection, "stopped")
     except (EOFError, BrokenPipeError):
         return  # the service is gone; whoever starts the next one finds queue and states
 
 
-def _save(connection: Connection, own: Path, work: _Work, seconds: float) -> None:
+def _save(connection: Connection, own: Path, work: Work) -> None:
     sequence, number = save_state(own, work.state, work.model)
     facts = {"number": work.state.number, "sequence": work.state.sequence}
     send(connection, "saved", forget_sequence=sequence, forget_number=number, **facts)

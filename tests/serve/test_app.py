@@ -288,6 +288,12 @@ def test_a_state_is_written_when_asked_for(fresh: Path) -> None:
         assert [path.name for path in (fresh / "serve").glob("state-*")] == ["state-000000000001.safetensors"]
 
 
+def test_a_service_that_learnt_nothing_leaves_no_state(fresh: Path) -> None:
+    with served(fresh) as (_, client):
+        assert client.get("/readyz").status_code == 200
+    assert not list((fresh / "serve").glob("state-*"))
+
+
 def test_a_full_queue_answers_429(fresh: Path) -> None:
     with served(fresh, "queue_limit=6", "window=6") as (service, client):
         posted(client, 0, 4)
