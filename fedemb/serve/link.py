@@ -39,17 +39,9 @@ Launch = Callable[[socket.socket, Path, Settings], Ended]
 
 def in_a_process(other: socket.socket, folder: Path, settings: Settings) -> Ended:
     """Starts the worker in a process of its own; the result waits for its end."""
-    descriptor = str(other.fileno())
-    command = [
-        sys.executable,
-        "-m",
-        "fedemb.serve.worker",
-        descriptor,
-        str(folder),
-        json.dumps(asdict(settings)),
-    ]
-    # Its settings hold the token, which is none of its business, and arguments can be read by everybody.
-    command[-1] = json.dumps({**asdict(settings), "token": None})
+    # Everybody can read arguments, and the worker has no use for the token.
+    arguments = [str(other.fileno()), str(folder), json.dumps({**asdict(settings), "token": None})]
+    command = [sys.executable, "-m", "fedemb.serve.worker", *arguments]
     process = subprocess.Popen(command, pass_fds=[other.fileno()])
     other.close()
 
