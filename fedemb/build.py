@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from fedemb.aggregate.plain import Plain
 from fedemb.config import digest, explain
+from fedemb.data.known import with_names_of
 from fedemb.errors import DataError, SettingError
 from fedemb.evaluate.choose import evaluation_for, known_when_measured
+from fedemb.model import Run
 from fedemb.server.optimizers import RowOptimizer, Settings
 from fedemb.server.prior import RandomWalk
 from fedemb.stages.clip import Clip
@@ -222,8 +225,29 @@ def build(config: DictConfig) -> Parts:
     return _cached(OmegaConf.to_yaml(plain, resolve=True))
 
 
+def rebuild(folder: Path, dataset: Dataset) -> tuple[Task, LocalTraining, int]:
+    """Task, local training and seed of a finished run, from its own configuration.
+
+    Args:
+        folder: The run folder.
+        dataset: What is known of its data without reading them again.
+
+    Raises:
+        SettingError: If the task needs to see its data.
+        DataError: If the configuration is not there.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"{folder} must hold its configuration, but .hydra/config.yaml is missing")
+    config = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.load(path), resolve=True))
+    task: Task = _instantiate("task", config.task, dataset=dataset)
+    return task, _training(config.train), int(config.seed)
+
+
 def _build(config: Any) -> Parts:
     dataset = load_data(config)
+    if config.resume and (Path(config.resume) / "model" / "model.json").is_file():
+        dataset = with_names_of(dataset, Run(Path(config.resume)).vocabularies)
     task: Task = _instantiate("task", config.task, dataset=dataset)
     sampler = _instantiate("cohort", config.cohort)
     sampler.check(int((dataset.train.sizes > 0).sum()))

@@ -1,4 +1,4 @@
-"""The command line: ``fedemb train [key=value ...]``."""
+"""The command line: ``fedemb train [key=value ...]``, ``fedemb serve RUN [key=value ...]``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 USAGE = """usage: fedemb COMMAND ...
 
 commands:
-  train [key=value ...]   train, measure and report (Hydra: -m sweeps, --cfg job, --help)
+  train [key=value ...]       train, measure and report (Hydra: -m sweeps, --cfg job, --help)
+  serve RUN [key=value ...]   look vectors up over HTTP, and learn on (settings: conf/serve.yaml)
 
 fedemb train              federated hyperbolic embedding of WordNet's mammals
 fedemb train --help       all settings"""
 
-_COMMANDS = ("train",)
+_COMMANDS = ("train", "serve")
 
 
 def _train(arguments: list[str]) -> None:
@@ -66,6 +67,21 @@ def _train(arguments: list[str]) -> None:
         raise failures[0]
 
 
+def _serve(arguments: list[str]) -> None:
+    from fedemb.config import conf_dir
+    from fedemb.errors import SettingError
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: fedemb serve RUN [key=value ...]\n\nsettings and defaults:")
+        print((conf_dir() / "serve.yaml").read_text().partition("\n")[2], end="")
+        return
+    if "=" in arguments[0] and not Path(arguments[0]).is_dir():
+        raise SettingError(f"fedemb serve needs a run folder before its settings, got {arguments[0]!r}")
+    from fedemb.serve.run import serve
+
+    serve(Path(arguments[0]), arguments[1:])
+
+
 def _explained(error: BaseException) -> tuple[str, int]:
     """One line and an exit status for what went wrong."""
     from hydra.errors import HydraException
@@ -106,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        _train(arguments[1:])
+        {"train": _train, "serve": _serve}[arguments[0]](arguments[1:])
     except KeyboardInterrupt:
         print("fedemb: interrupted; the run folder holds the model as it stood", file=sys.stderr)
         return 130

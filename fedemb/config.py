@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedemb.errors import SettingError
 
@@ -126,6 +127,31 @@ def check(config: DictConfig) -> None:
         if isinstance(value, bool) or not isinstance(value, kinds) or not value >= low:
             what = "a number" if name == "timeout_seconds" else "a whole number"
             raise SettingError(f"runner.{name} must be {what}, at least {low}, got {value!r}")
+
+
+def serve_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """What ``conf/serve.yaml`` says, with these ``key=value`` settings in the place of its own.
+
+    Raises:
+        SettingError: If a key is not there, or something is no setting at all.
+    """
+    config = OmegaConf.load(conf_dir() / "serve.yaml")
+    known = [str(key) for key in config]
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals:
+            raise SettingError(f"a setting must read key=value, got {text!r}")
+        if key not in known:
+            raise SettingError(f"{key} is not a setting of fedemb serve{_nearest(key, known)}")
+    try:
+        plain = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))
+    except (OmegaConfBaseException, ValueError, YAMLError) as error:
+        what = " ".join(overrides)
+        raise SettingError(
+            f"settings must be plain values, got {what!r} ({' '.join(str(error).split())})"
+        ) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def digest(config: DictConfig) -> str:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedemb.atomic import write_atomically
+from fedemb.data.shards import Shards
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import DataError
 from fedemb.report.metrics_log import read_metrics
-from fedemb.types import Table
+from fedemb.types import Dataset, Table
 
 
 def save_model(
@@ -96,6 +97,53 @@ class Run:
     def _model(self) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads((self.folder / "model" / "model.json").read_text())
         return loaded
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """``model.json``: the tables in words, and what the training data looked like."""
+        return self._model
+
+    @property
+    def name(self) -> str:
+        """Which trained model the folder holds: the same words, the same model."""
+        return f"{self._model['config_digest']} after {self._model['rounds']} rounds"
+
+    @cached_property
+    def vocabularies(self) -> dict[str, Vocabulary]:
+        """Names of the rows, and how often each stood in the training data, per entity of a shared table."""
+        found = {}
+        for entity in dict.fromkeys(table["entity"] for table in self._model["tables"] if table["shared"]):
+            columns = pq.read_table(self.folder / "model" / f"{entity}.parquet")
+            counts = columns["count"].to_numpy() if "count" in columns.column_names else None
+            found[entity] = Vocabulary(columns["name"].combine_chunks(), counts)
+        return found
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Shared tables and dense parameters by name."""
+        dense = self.folder / "model" / "dense.safetensors"
+        tables = load_file(self.folder / "model" / "tables.safetensors")
+        return tables, load_file(dense) if dense.is_file() else {}
+
+    def without_examples(self) -> Dataset:
+        """The data that the run was trained on, less all examples: what its task can be built from again.
+
+        Raises:
+            DataError: If the folder does not say enough of them.
+        """
+        if "columns" not in self._model:
+            raise DataError(f"{self.folder} does not say what data it was trained on; train it again")
+        entity_of = dict(self._model["entity_of"])
+        for column, entity in entity_of.items():
+            if entity not in self.vocabularies:
+                raise DataError(f"{self.folder} holds no names of {entity}, which column {column} is made of")
+        columns = {name: np.zeros(0, dtype=dtype) for name, dtype in self._model["columns"].items()}
+        span = self._model["span"]
+        return Dataset(
+            train=Shards(columns, np.zeros(1, dtype=np.int64)),
+            vocabularies=self.vocabularies,
+            entity_of=entity_of,
+            span=None if span is None else (int(span[0]), int(span[1])),
+        )
 
     @property
     def tables(self) -> list[str]:

@@ -25,6 +25,10 @@ ALLOWED = {
     "omegaconf": ("cli.py", "build.py", "config.py", "run/", "flower/"),
     "opacus": ("train/opacus.py", "privacy/"),
     "dp_accounting": ("privacy/",),
+    "fastapi": ("serve/",),
+    "pydantic": ("serve/",),
+    "uvicorn": ("serve/",),
+    "prometheus_client": ("serve/",),
 }
 WITHOUT_FLOWER = (
     "fedemb",
@@ -42,8 +46,9 @@ WITHOUT_FLOWER = (
     "fedemb.model",
     "fedemb.config",
     "fedemb.build",
+    "fedemb.serve.worker",
 )
-HEAVY = ("flwr", "ray", "opacus")
+HEAVY = ("flwr", "ray", "opacus", "fastapi")
 # Folders of somebody's own machine; what every Linux has, such as /usr/share/wordnet, may be named in a hint.
 OWN_PATHS = re.compile(r"(?<![\w.])(/(?:home|work|root|Users|tmp|mnt|data|opt|venv)/|[A-Z]:\\\\)")
 

@@ -19,8 +19,9 @@ from fedemb.flower.nodes import Nodes
 from fedemb.flower.plan import Plan, Tally
 from fedemb.flower.strategy import FederatedEmbedding
 from fedemb.run.in_process import InProcessGrid, in_process_grid
+from fedemb.run.resume import carry_kept, find
 from fedemb.run.simulation import run_on_simulation
-from fedemb.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedemb.server.checkpoint import Checkpoint, save_checkpoint
 from fedemb.train.rows import STATEFUL
 from fedemb.types import Aggregator, Evaluated, MetricsSink, ServerOptimizer
 
@@ -83,10 +84,12 @@ def _tensors(strategy: FederatedEmbedding, optimizer: ServerOptimizer) -> dict[s
 
 
 def _restore(
-    folder: Path, own: Path, parts: Parts, trained: Trained, optimizer: ServerOptimizer
+    config: DictConfig, own: Path, parts: Parts, trained: Trained, optimizer: ServerOptimizer
 ) -> tuple[int, Tally]:
     """Takes a run up; returns its last finished round and counts."""
-    found = load_checkpoint(folder, parts.digest)
+    folder = Path(config.resume)
+    resumed = find(folder, config, parts)
+    found = resumed.checkpoint
     for name, value in found.tensors.items():
         kind, _, key = name.partition("/")
         if kind != "optimizer":
@@ -94,6 +97,9 @@ def _restore(
     state = {n.removeprefix("optimizer/"): v for n, v in found.tensors.items() if n.startswith("optimizer/")}
     optimizer.restore({name: value.to(parts.device) for name, value in state.items()})
     own.mkdir(parents=True, exist_ok=True)
+    if resumed.moved or resumed.served is not None:
+        carry_kept(folder, own, parts, config.runner.num_nodes, resumed)
+        return found.round, Tally(**found.tally)
     source = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     if source.resolve() != own.resolve():
         for personal in source.glob(f"personal-*-{found.round}.safetensors"):
@@ -109,7 +115,7 @@ def train_on(
     own = folder / "checkpoint"
     first, tally = 1, Tally()
     if config.resume:
-        last, tally = _restore(Path(config.resume), own, parts, trained, optimizer)
+        last, tally = _restore(config, own, parts, trained, optimizer)
         carry_metrics(Path(config.resume), folder, last)
         first = last + 1
     stateful = parts.training.personal == STATEFUL and any(not table.shared for table in parts.task.tables)
