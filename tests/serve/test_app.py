@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
 
 import fedemb
 from fedemb.manifolds import Poincare
@@ -103,29 +103,37 @@ def test_what_is_not_there_is_said(both: Served) -> None:
     assert "Extra inputs" in wrong(client.post("/vectors", json={"ids": ["item-01"], "tabel": "item"}))
 
 
-def test_vectors_of_a_time(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task whose rows grow by a hundredth a day; only the service's side is under test."""
-
-    class Growing:
-        slices = np.array([0, 86_400])
-
-        @staticmethod
-        def vectors_at(tables: dict[str, Tensor], time: int) -> Tensor:
-            return tables["item"] * (1 + time / 8_640_000)
-
-    with served(fresh) as (service, client):
-        monkeypatch.setattr(service, "task", Growing())
-        plain = client.get("/vectors?id=item-03").json()
-        later = client.get("/vectors", params={"id": "item-03", "time": "1970-01-02T00:00:00Z"}).json()
-        assert plain["time"] is None
-        assert later["time"] == 86_400
-        assert later["version"] == 0
-        assert np.allclose(later["vectors"], np.array(plain["vectors"]) * 1.01)
-        found = client.get("/neighbours", params={"id": "item-03", "time": 86_400}).json()
+def test_vectors_of_a_time(tmp_path: Path) -> None:
+    """Rows in slices of time: a look-up sees its slice, an interaction moves the slice that it lies in."""
+    folder = trained(tmp_path / "run", "task=dynamic", "task.slice=2 days")
+    tables = load_file(folder / "model" / "tables.safetensors")
+    with served(folder, "window=4") as (service, client):
+        bounds = [int(time) for time in service.task.slices]
+        whole = tables["item"][:, None] + tables["item_slice"].view(60, -1, 4)
+        names, _ = fedemb.load(folder).table("item")
+        for number, time in enumerate(bounds[:-1]):
+            answer = client.get("/vectors", params={"id": names[3], "time": time}).json()
+            assert answer["time"] == time
+            assert answer["version"] == 0
+            assert np.allclose(answer["vectors"][0], whole[3, number].numpy())
+        found = client.get("/neighbours", params={"id": names[3], "time": bounds[0]}).json()
         assert len(found["neighbours"]) == 10
-        assert "ISO 8601 or epoch seconds, got 'noon'" in wrong(client.get("/vectors?id=item-03&time=noon"))
-        assert "only the main table" in wrong(client.get("/vectors?id=item-03&time=5&table=bias"))
+        assert "ISO 8601 or epoch seconds, got 'noon'" in wrong(
+            client.get(f"/vectors?id={names[3]}&time=noon")
+        )
+        assert "only the main table" in wrong(client.get(f"/vectors?id={names[3]}&time=5&table=context"))
         assert client.get("/tables").json()["depends_on_time"] is True
+        now = [
+            {"client": "one", "item": names[3], "time": bounds[-2] + minute} for minute in (0, 60, 120, 180)
+        ]
+        assert client.post("/interactions", json=now).status_code == 202
+        assert service.wait_for(4, 20)
+        last, first = (
+            np.array(client.get("/vectors", params={"id": names[3], "time": time}).json()["vectors"][0])
+            for time in (bounds[-2], bounds[0])
+        )
+        moved = np.abs(last - first - (whole[3, -1] - whole[3, 0]).numpy()).max()
+        assert moved > 0, "the slice of the interactions moves against the first one"
 
 
 # --- what a request must be -----------------------------------------------------------------------------
