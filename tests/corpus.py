@@ -23,14 +23,14 @@ Document = tuple[str, str, str]  # client, text, ISO time
 
 START, END = datetime(2010, 1, 1, tzinfo=UTC), datetime(2018, 1, 1, tzinfo=UTC)
 TOPICS = {
-    "animals": "cat dog fur tail paw whiskers cheese nest burrow farm owl fox".split(),
-    "computers": "keyboard screen laptop click cursor button driver cable software desktop printer modem".split(),
-    "weather": "rain wind storm sunshine thunder fog drizzle sky forecast breeze snow frost".split(),
-    "kitchen": "oven flour butter sugar recipe bowl spoon pan dough salt pepper soup".split(),
-    "music": "guitar piano song melody concert choir drum violin tune rhythm singer album".split(),
+    "animals": ["cat", "dog", "fur", "tail", "paw", "whiskers", "cheese", "nest", "burrow"],
+    "computers": ["keyboard", "screen", "laptop", "click", "cursor", "button", "driver", "cable", "software"],
+    "weather": ["rain", "wind", "storm", "sunshine", "thunder", "fog", "drizzle", "sky", "forecast"],
+    "kitchen": ["oven", "flour", "butter", "sugar", "recipe", "bowl", "spoon", "pan", "dough"],
+    "music": ["guitar", "piano", "song", "melody", "concert", "choir", "drum", "violin", "tune"],
 }
 MOVING = {"mouse": ("animals", "computers"), "cloud": ("weather", "computers"), "jam": ("kitchen", "music")}
-COMMON = "the a of and to in is was with for on at".split()
+COMMON = ["the", "a", "of", "and", "to", "in", "is", "was", "with", "for", "on", "at"]
 _MIDDLE, _STEEPNESS = 0.5, 14.0  # of the logistic curve over the eight years
 _MENTIONS = 0.6  # share of the documents of a word's present topic that mention it
 
