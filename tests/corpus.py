@@ -36,7 +36,7 @@ _MENTIONS = 0.6  # share of the documents of a word's present topic that mention
 
 
 def late_share(word: str, time: str) -> float:
-    """The truth: the share of a moving word's mentions at this time that are in its late topic.
+    """The truth: the share of a word's mentions at this time that are in its late topic, were both as frequent.
 
     >>> round(late_share("mouse", "2010-01-01"), 2), round(late_share("mouse", "2017-12-31"), 2)
     (0.0, 1.0)

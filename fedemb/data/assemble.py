@@ -153,9 +153,10 @@ def assemble(
     kept = np.concatenate([writer.write(lines, label) for lines, label, _ in blocks()])
     train, held_out = writer.finish(int(kept.sum()))
     if not train.num_examples:
+        lower = "data.min_count, data.min_clients" if min_clients > 1 else "data.min_count"
         raise DataError(
             f"data must hold training events, but nothing is left to train on ({show_counts(counts)}); "
-            "move data.test_from and data.validation_from, or lower data.min_count and data.min_client_count"
+            f"move data.test_from and data.validation_from, or lower {lower} and data.min_client_count"
         )
     check_no_future(train, held_out, cuts)
     counts["clients"] = train.num_clients
