@@ -92,6 +92,13 @@ def test_json_lines_that_cannot_be_read(tmp_path: Path, content: str | bytes, me
         rows(written(tmp_path, content, "rows.jsonl"), batch_bytes=200)
 
 
+def test_json_lines_that_break_off_are_an_error(tmp_path: Path) -> None:
+    whole = gzip.compress("".join(f'{{"a": {n}, "b": {n * n % 997}}}\n' for n in range(20_000)).encode())
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"data file .*rows.jsonl.gz cannot be read: "):
+        rows(tmp_path / "rows.jsonl.gz")
+
+
 def test_parquet_keeps_native_types_and_text_stays_text(tmp_path: Path) -> None:
     table = {"a": pa.array(["x", "", None]).dictionary_encode(), "b": pa.array([1, 2, None], pa.int32())}
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
