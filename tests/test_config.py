@@ -26,6 +26,11 @@ _EVENTS = "client,item,time\n" + "".join(
     f"c{n % 4},i{(n * 7) % 5},2020-{month:02}-01\n" for month in range(1, 13) for n in range(8)
 )
 _PAIRS = "client,left,right,label\n" + "".join(f"c{n % 4},a{n % 5},a{n % 7},{n % 2}\n" for n in range(60))
+_TEXTS = "client,text,time\n" + "".join(
+    f"c{n % 4},The cat saw {'a dog' if n % 3 else 'an owl'}.,2020-{month:02}-01\n"
+    for month in range(1, 13)
+    for n in range(8)
+)
 _TREE = "child,parent\n" + "".join(f"n{n},n{n // 2}\n" for n in range(2, 40))
 _NOUNS = (
     "00000100 03 n 01 entity 0 001 ~ 00000200 n 0000 | that which is  \n"
@@ -51,6 +56,7 @@ FILES = {
     },
     "wordnet": {"data.noun": _NOUNS, "index.noun": _INDEX},
     "online_retail": {"data.csv": _RETAIL},
+    "text": {"data.csv": _TEXTS},
 }
 FILES["knowledge_graph"] = FILES["triples"]  # the experiment of that name
 FILES["leave_one_out"] = FILES["recommendation"] = FILES["online_retail"]
@@ -76,8 +82,9 @@ WITH = {
 }
 # Which data a task can learn from; every other pair must be refused.
 FITS = {
-    "skipgram": {"interactions", "pairs", "synthetic"},
-    "factorization": {"interactions", "synthetic"},
+    "skipgram": {"interactions", "pairs", "synthetic", "text"},
+    "dynamic": {"interactions", "synthetic", "text"},
+    "factorization": {"interactions", "synthetic", "text"},
     "knowledge_graph": {"triples"},
     "hierarchical": {"taxonomy", "wordnet", "wordnet_mammals", "tree"},
 }
@@ -139,7 +146,8 @@ def test_option_composes_and_builds(group: str, option: str, place: Path) -> Non
     tables, _ = parts.initial()
     assert tables
     for table in parts.shared:
-        assert len(tables[table.name]) == table.num_rows == len(parts.dataset.vocabularies[table.entity])
+        num_rows = len(parts.dataset.vocabularies[table.entity]) * table.num_slices
+        assert len(tables[table.name]) == table.num_rows == num_rows
 
 
 @pytest.mark.parametrize("task", TASKS)

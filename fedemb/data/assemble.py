@@ -37,6 +37,7 @@ class Assembly:
         keep_cold_clients: Whether clients stay who have validation events but no training events.
         declared: Vocabularies that are given, per entity.
         memory_bytes: Budget of each split for lines in memory.
+        min_clients: An entity of fewer clients' training is out of vocabulary; None: 2 where there are several clients.
         shuffle_times: Whether training events are dealt each other's times (8 bytes an event beyond that budget).
     """
 
@@ -48,11 +49,16 @@ class Assembly:
     declared: Mapping[str, Vocabulary] = field(default_factory=dict)
     memory_bytes: int = 1 << 30
     shuffle_times: bool = False
+    min_clients: int | None = 1
 
     @property
     def block_lines(self) -> int:
         """Lines of a block: sorting and coding need some 200 bytes for each."""
         return max(1, self.memory_bytes // 200)
+
+
+# A block's lines and parts once each line has become as many as stand in its column ``size``.
+Expand = Callable[[Shards, Label], tuple[Shards, Label]]
 
 
 def assemble(
@@ -61,6 +67,7 @@ def assemble(
     assembly: Assembly,
     seed: int,
     counts: MutableMapping[str, int],
+    expand: Expand | None = None,
 ) -> Dataset:
     """The data set that events make.
 
@@ -75,7 +82,9 @@ def assemble(
         counts: Is added ``<entity>s_read``, ``clients_read``, ``duplicates``, and per part
             ``<part>_events``, ``<part>_out_of_vocabulary`` and ``<part>_of_unseen_clients``;
             ``clients``, ``clients_without_training`` and ``clients_below_min_count``;
-            ``<entity>s_below_min_count``.
+            ``<entity>s_below_min_count`` and ``<entity>s_below_min_clients``.
+        expand: Makes the lines that are trained on of those that are held out, ordered and given times as a whole:
+            documents become words. Vocabularies name its columns.
 
     Raises:
         DataError: If nothing is left to train on.
@@ -85,9 +94,10 @@ def assemble(
     names = events.clients
     counts["clients_read"] = num_clients
     order = np.arange(num_clients) if names is None else np.asarray(pc.sort_indices(names), dtype=np.int64)
+    sizes = events.shards.sizes if expand is None else expanded_sizes(events.shards)
 
     def in_true_order() -> Iterator[tuple[Shards, Label, int]]:
-        for start, end in client_blocks(events.shards.sizes[order], assembly.block_lines):
+        for start, end in client_blocks(sizes[order], assembly.block_lines):
             lines, num_dropped = arrange(events.shards.take(order[start:end]))
             clients = np.arange(start, end, dtype=np.int64)
             yield lines, assembly.hold_out.label(lines, cuts, clients, seed), num_dropped
@@ -103,7 +113,7 @@ def assemble(
             [lines.columns["time"][label == TRAIN] for lines, label, _ in in_true_order()], seed
         )
 
-    def blocks() -> Iterator[tuple[Shards, Label, int]]:
+    def timed() -> Iterator[tuple[Shards, Label, int]]:
         if times is None:
             yield from in_true_order()
             return
@@ -113,26 +123,40 @@ def assemble(
             yield *with_times(lines, label, times[done : done + count]), num_dropped
             done += count
 
+    def blocks() -> Iterator[tuple[Shards, Label, int]]:
+        for lines, label, num_dropped in timed():
+            yield *((lines, label) if expand is None else expand(lines, label)), num_dropped
+
     entities = dict.fromkeys(assembly.entity_of.values())
     seen = {entity: np.zeros(len(events.names[entity]), dtype=np.int64) for entity in entities}
+    holders, num_training = {entity: np.zeros_like(seen[entity]) for entity in entities}, 0
     counts.update({f"{entity}s_read": len(events.names[entity]) for entity in entities})
     counts["duplicates"] = 0
     for lines, label, num_dropped in blocks():
         counts["duplicates"] += num_dropped
+        owner = lines.owners()[label == TRAIN]
+        num_training += len(np.unique(owner))
         for column, entity in assembly.entity_of.items():
             codes = lines.columns[column][label == TRAIN]
             seen[entity] += np.bincount(codes, minlength=len(seen[entity]))
+            if assembly.min_clients != 1:
+                holders[entity] += _holders(owner, codes, len(seen[entity]))
+    min_clients = min(2, num_training) if assembly.min_clients is None else assembly.min_clients
     known = {
-        entity: _vocabulary(events.names[entity], seen[entity], assembly, entity, counts) for entity in seen
+        entity: _vocabulary(
+            events.names[entity], seen[entity], holders[entity], min_clients, assembly, entity, counts
+        )
+        for entity in seen
     }
     ids = {entity: known[entity].index(events.names[entity]) for entity in seen}
     writer = _Writer(assembly, ids, {entity: len(known[entity]) for entity in seen}, counts)
     kept = np.concatenate([writer.write(lines, label) for lines, label, _ in blocks()])
     train, held_out = writer.finish(int(kept.sum()))
     if not train.num_examples:
+        lower = "data.min_count, data.min_clients" if min_clients > 1 else "data.min_count"
         raise DataError(
             f"data must hold training events, but nothing is left to train on ({show_counts(counts)}); "
-            "move data.test_from and data.validation_from, or lower data.min_count and data.min_client_count"
+            f"move data.test_from and data.validation_from, or lower {lower} and data.min_client_count"
         )
     check_no_future(train, held_out, cuts)
     counts["clients"] = train.num_clients
@@ -147,13 +171,35 @@ def assemble(
     )
 
 
+def expanded_sizes(shards: Shards) -> Int64:
+    """Lines of each client ``(clients,)`` once its lines have become as many as their ``size`` says."""
+    total = np.concatenate([[0], np.cumsum(shards.columns["size"], dtype=np.int64)])
+    return np.diff(total[shards.offsets])
+
+
+def _holders(owner: Int64, codes: Int64, num_names: int) -> Int64:
+    """How many owners each name stands at ``(names,)``."""
+    pairs = np.unique(owner * num_names + codes)
+    return np.bincount(pairs % max(1, num_names), minlength=num_names)
+
+
 def _vocabulary(
-    names: pa.Array, seen: Int64, assembly: Assembly, entity: str, counts: MutableMapping[str, int]
+    names: pa.Array,
+    seen: Int64,
+    holders: Int64,
+    min_clients: int,
+    assembly: Assembly,
+    entity: str,
+    counts: MutableMapping[str, int],
 ) -> Vocabulary:
     if entity in assembly.declared:
         return assembly.declared[entity]
     counts[f"{entity}s_below_min_count"] = int(((seen > 0) & (seen < assembly.min_count)).sum())
-    names = names.filter(pa.array(seen >= max(1, assembly.min_count)))
+    agreed = seen >= max(1, assembly.min_count)
+    if min_clients > 1:
+        counts[f"{entity}s_below_min_clients"] = int((agreed & (holders < min_clients)).sum())
+        agreed &= holders >= min_clients
+    names = names.filter(pa.array(agreed))
     return Vocabulary(names.take(pc.sort_indices(names)))
 
 

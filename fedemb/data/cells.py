@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,13 +44,19 @@ def parse_times(cells: pa.Array, time_format: str | None = None) -> Int64:
 
     Args:
         cells: Strings, numbers, dates or timestamps.
-        time_format: As for ``strptime``, for other strings.
+        time_format: As for ``strptime``, for other strings, and for whole numbers: with ``%Y`` 1890 is a year.
 
     >>> parse_times(pa.array(["1970-01-01 00:01:00", "1970-01-02", "1e3", "noon"])).tolist()[:3]
     [60, 86400, 1000]
+    >>> parse_times(pa.array([1890, 1970]), "%Y").tolist()
+    [-2524521600, 0]
     """
     if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
         return _seconds(cells)
+    if time_format is not None and (pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type)):
+        numbers = parse_numbers(cells)
+        whole = pa.array(numbers, mask=~np.isfinite(numbers) | (numbers != np.floor(numbers)))
+        cells = whole.cast(pa.int64(), safe=False).cast(pa.string())
     if not pa.types.is_string(cells.type):
         return _from_numbers(parse_numbers(cells))
     if time_format is not None:
@@ -66,15 +73,21 @@ def parse_times(cells: pa.Array, time_format: str | None = None) -> Int64:
 
 
 def parse_time(setting: str, value: str | int | float) -> int:
-    """Seconds since 1970 of one time in the settings.
+    """Seconds since 1970 of one time in the settings; four digits are a year, as ISO 8601 has it.
 
     Raises:
         SettingError: If it is none.
     """
-    seconds = int(parse_times(pa.array([str(value)]))[0])
+    year = re.fullmatch(r"\s*\d{4}\s*", str(value))
+    seconds = int(parse_times(pa.array([str(value)]), "%Y" if year else None)[0])
     if seconds == NO_TIME:
         raise SettingError(f"{setting} must be an ISO 8601 time such as 2011-10-01, got {value!r}")
     return seconds
+
+
+def look_like_years(seconds: Int64) -> bool:
+    """Whether all these numbers, read as seconds, are years rather: 1000 to 2999, all on 1970-01-01."""
+    return bool(len(seconds) and (seconds >= 1000).all() and (seconds < 3000).all())
 
 
 def show_time(seconds: int) -> str:

@@ -23,6 +23,7 @@ USUAL_NAMES: Mapping[str, Sequence[str]] = {
     "quantity": ("quantity", "qty"),
     "left": ("left", "leftid", "source", "item1"),
     "right": ("right", "rightid", "target", "item2"),
+    "text": ("text", "body", "content", "document", "message", "description", "title", "sentence"),
     "label": ("label", "click", "clicked", "similar"),
     "head": ("head", "headid", "headentity", "h", "subject", "subjectid", "s", "source", "from"),
     "relation": ("relation", "relationid", "rel", "r", "predicate", "predicateid", "p", "property", "edge"),
@@ -31,7 +32,7 @@ USUAL_NAMES: Mapping[str, Sequence[str]] = {
 
 
 def column_names(path: str | Path, delimiter: str | None = None, quoted: bool = True) -> list[str]:
-    """Names of the columns of a file (cells of a text file's first line); empty where there is no such file.
+    """Names of the columns of a file; empty where there is no such file.
 
     Args:
         path: A file that ``read_columns`` can read.
@@ -44,9 +45,7 @@ def column_names(path: str | Path, delimiter: str | None = None, quoted: bool = 
     path = Path(path)
     if not path.is_file():
         return []
-    if path.suffix.lower() in tabular.PARQUET_SUFFIXES:
-        return tabular._parquet_names(path)
-    return tabular._header(path, delimiter or tabular._usual_delimiter(path), quoted)
+    return tabular.names_in(path, delimiter, quoted)
 
 
 def check_roles(columns: Mapping[str, str | None], roles: Collection[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fedemb.data.cells import NO_TIME, parse_numbers, parse_time, parse_times
+from fedemb.data.cells import NO_TIME, look_like_years, parse_numbers, parse_time, parse_times
 from fedemb.data.columns import column_names
 from fedemb.data.partition import Natural, partitioned
 from fedemb.data.shards import Shards
@@ -104,8 +104,21 @@ def check_patterns(setting: str, patterns: Mapping[str, str]) -> None:
             ) from None
 
 
+# Batches by role, and the file of each, given the column of each role, the roles that a row must have, and counts.
+Rows = Callable[
+    [Mapping[str, str | None], frozenset[str], MutableMapping[str, int]], Iterator[tuple[str, pa.RecordBatch]]
+]
+# Further columns of a batch, and which rows have anything in them.
+Derive = Callable[[pa.RecordBatch], tuple[Mapping[str, npt.NDArray[Any]], Mask]]
+
+
 def read_events(
-    reading: Reading, partition: Partition, seed: int, counts: MutableMapping[str, int]
+    reading: Reading,
+    partition: Partition,
+    seed: int,
+    counts: MutableMapping[str, int],
+    rows: Rows | None = None,
+    derive: Derive | None = None,
 ) -> Events:
     """All usable rows of a file, by client.
 
@@ -116,12 +129,14 @@ def read_events(
         counts: Is added, besides what ``read_columns`` counts: ``rows_cancelled``,
             ``rows_not_positive``, ``rows_bad_<role>``, ``rows_before_since``, ``rows_after_until`` and
             ``rows_used``.
+        rows: Reads the rows where they stand in other than one file.
+        derive: Makes further columns of the rows that have a good time.
 
     Raises:
         DataError: If the file cannot be read, or no row is usable.
         SettingError: If the partition does not suit the data.
     """
-    present = column_names(reading.path, reading.delimiter)
+    present = column_names(reading.path, reading.delimiter) if rows is None else []
     if reading.window is not None and present and "time" not in reading.columns:
         raise DataError(
             "data.columns.time must name a column where data.since or data.until is set, got none"
@@ -141,21 +156,23 @@ def read_events(
     clients = VocabularyBuilder()
     builder = ShardBuilder(memory_bytes=reading.memory_bytes)
     counts["rows_used"] = 0
-    for batch in read_columns(
-        reading.path, roles, delimiter=reading.delimiter, counts=counts, required=frozenset(required)
-    ):
+    for path, batch in (rows or _rows_of(reading))(roles, frozenset(required), counts):
         batch = _obeying(batch, rules, counts)
-        columns, good = _values(batch, reading, counts)
+        columns, good = _values(batch, replace(reading, path=path), counts)
         if reading.window is not None:
             good &= _within(columns["time"], good, reading.window, counts)
         batch = batch.filter(pa.array(good))
         columns = {role: column[good] for role, column in columns.items()}
+        if derive is not None:
+            more, good = derive(batch)
+            batch = batch.filter(pa.array(good))
+            columns = {role: column[good] for role, column in {**columns, **more}.items()}
         for role in ids:
-            codes = _encode(coded[reading.entity_of.get(role, role)], batch, role, roles, reading.path)
+            codes = _encode(coded[reading.entity_of.get(role, role)], batch, role, roles, path)
             columns[role] = codes.astype(np.int32)
         owners = np.zeros(batch.num_rows, dtype=np.int64)
         if "client" in reading.columns:
-            owners = _encode(clients, batch, "client", roles, reading.path)
+            owners = _encode(clients, batch, "client", roles, path)
         builder.append(columns, owners)
         counts["rows_used"] += batch.num_rows
     if not builder.num_examples:
@@ -176,6 +193,20 @@ def read_events(
         known_names[label] = Vocabulary(coded[LABEL].names())
     shards, owners_names = partitioned(partition, lines, seed, labels=labels, vocabularies=known_names)
     return Events(shards, names, None if owners_names is None else owners_names.names)
+
+
+def _rows_of(reading: Reading) -> Rows:
+    """The rows of the one file."""
+
+    def rows(
+        roles: Mapping[str, str | None], required: frozenset[str], counts: MutableMapping[str, int]
+    ) -> Iterator[tuple[str, pa.RecordBatch]]:
+        for batch in read_columns(
+            reading.path, roles, delimiter=reading.delimiter, counts=counts, required=required
+        ):
+            yield reading.path, batch
+
+    return rows
 
 
 def _label_column(reading: Reading, partition: Partition, present: Sequence[str]) -> str | None:
@@ -237,6 +268,11 @@ def _values(
         if role == "time":
             columns[role] = parse_times(cells, reading.time_format)
             fine = columns[role] != NO_TIME
+            if f"rows_bad_{role}" not in counts and look_like_years(columns[role][fine]):
+                logger.warning(
+                    "%s: times such as %r are read as seconds since 1970; if they are years, set data.time_format=%%Y",
+                    *(reading.path, cells[int(fine.argmax())].as_py()),
+                )
         else:
             columns[role] = parse_numbers(cells).astype(np.float32)
             fine = np.isfinite(columns[role]) & ((columns[role] >= 0) | (not reading.numbers[role]))

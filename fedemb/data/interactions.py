@@ -22,7 +22,7 @@ ONE_EACH = ("none", "day")
 
 @dataclass(frozen=True)
 class Interactions:
-    """Interactions from a CSV, TSV or Parquet file, a line for each.
+    """Interactions from a CSV, TSV, Parquet or JSON Lines file, a line for each.
 
     Training columns: ``item`` int64; with a time column ``time`` int64 (seconds since 1970), by which a
     client's lines are sorted; ``session`` int64, a number for each client's session, or day, or, without

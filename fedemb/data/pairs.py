@@ -22,7 +22,7 @@ ROLES = ("client", "left", "right", "label", "time")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs from a CSV, TSV or Parquet file, a line for each.
+    """Pairs from a CSV, TSV, Parquet or JSON Lines file, a line for each.
 
     Training columns: ``left`` and ``right`` int64, ``label`` float32 (1 where the file has no such
     column), and ``time`` int64, by which a client's lines are sorted, where there is one.

@@ -1,4 +1,4 @@
-"""Named columns of CSV, TSV and Parquet files, batch by batch, with bad rows counted and located."""
+"""Named columns of CSV, TSV, Parquet and JSON Lines files, batch by batch, with bad rows counted and located."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from fedemb.data.json_lines import JSON_SUFFIXES, as_cell, find_json_line, json_batches, json_keys
 from fedemb.errors import DataError, SettingError
 
 logger = logging.getLogger("fedemb")
@@ -39,12 +40,13 @@ def read_columns(
 ) -> Iterator[pa.RecordBatch]:
     """Batches whose columns are named by role; strings from text, native types from Parquet.
 
-    An empty cell is null. Text is UTF-8 with a header line, quoted as RFC 4180 has it, and may be
+    An empty cell is null. JSON Lines (``.jsonl``, ``.ndjson``, ``.json``) are read as ``json_batches`` says. Other
+    text is UTF-8 with a header line, quoted as RFC 4180 has it, and may be
     compressed (``.gz``, ``.bz2``, ``.zst``). Blank lines do not count as rows. File, header and
     columns are checked at the call, rows while they are read.
 
     Args:
-        path: A text file, or Parquet (``.parquet``, ``.pq``).
+        path: A text file, JSON Lines, or Parquet (``.parquet``, ``.pq``).
         columns: Column name of each role; a role without a name is left out.
         optional: Roles that are left out as well where the file has no such column.
         delimiter: Between cells; None: a tab in ``.tsv`` and ``.tab``, else a comma.
@@ -66,11 +68,14 @@ def read_columns(
     for key in ["rows_read", "rows_malformed", *(f"rows_missing_{role}" for role in sorted(required))]:
         counts.setdefault(key, 0)
     parquet = path.suffix.lower() in PARQUET_SUFFIXES
-    delimiter = None if parquet else delimiter or _usual_delimiter(path)
-    present = _parquet_names(path) if parquet else list(names or _header(path, str(delimiter), quoted))
+    json = is_json(path)
+    delimiter = None if parquet or json else delimiter or _usual_delimiter(path)
+    present = list(names or names_in(path, delimiter, quoted))
     wanted = _wanted(path, columns, optional, required, present, delimiter)
     if parquet:
         batches = _parquet_batches(path, wanted, batch_bytes, counts)
+    elif json:
+        batches = guarded(path, json_batches(path, wanted, batch_bytes, counts))
     else:
         batches = _text_batches(
             path, wanted, present, names is None, str(delimiter), batch_bytes, counts, quoted
@@ -86,13 +91,16 @@ def locate(
     names: Sequence[str] | None = None,
     quoted: bool = True,
 ) -> str:
-    """``file, line 7``: where a text file first has this value in the column ``name``.
+    """``file, line 7``: where a text file or JSON Lines first have this value in the column ``name``.
 
     For messages about a bad cell; reads the file anew. Only the file where that finds nothing.
     """
     path = Path(path)
     if path.suffix.lower() in PARQUET_SUFFIXES:
         return str(path)
+    if is_json(path):
+        line = find_json_line(path, lambda row: (as_cell(row.get(name)) or "") == value)
+        return f"{path}, line {line}" if line else str(path)
     delimiter = delimiter or _usual_delimiter(path)
     header = list(names or _header(path, delimiter, quoted))
     at = header.index(name)
@@ -100,9 +108,37 @@ def locate(
     return f"{path}, line {line}" if line else str(path)
 
 
-def _usual_delimiter(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """The suffix that says what is in a file, in lower case and without that of its compression.
+
+    >>> kind_of(Path("log.JSONL.gz")), kind_of(Path("ann"))
+    ('.jsonl', '')
+    """
     stem = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
-    return "\t" if stem.suffix.lower() in TAB_SUFFIXES else ","
+    return stem.suffix.lower()
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file holds JSON Lines, by its name."""
+    return kind_of(path) in JSON_SUFFIXES
+
+
+def names_in(path: Path, delimiter: str | None = None, quoted: bool = True) -> list[str]:
+    """Names of a file's columns: of Parquet, the keys of JSON Lines, or the cells of a text's first line.
+
+    Raises:
+        DataError: If the file cannot be read, or is empty.
+    """
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        return _parquet_names(path)
+    if is_json(path):
+        with _as_data_error(path):
+            return json_keys(path)
+    return _header(path, delimiter or _usual_delimiter(path), quoted)
+
+
+def _usual_delimiter(path: Path) -> str:
+    return "\t" if kind_of(path) in TAB_SUFFIXES else ","
 
 
 def _text(path: Path) -> IO[str]:
@@ -173,6 +209,16 @@ def _as_data_error(path: Path) -> Iterator[None]:
         elif "straddling" in reason or "unexpected end of data" in reason:
             reason = "a quote is left open, or a row is longer than a batch"
         raise DataError(f"data file {path} cannot be read: {reason}") from None
+
+
+def guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """These batches; what Arrow says about a broken file becomes one line that names it."""
+    while True:
+        with _as_data_error(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _first_bad_bytes(path: Path) -> str:

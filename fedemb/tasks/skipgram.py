@@ -111,7 +111,7 @@ class Skipgram:
         """
         columns = set(dataset.train.columns)
         if not ({"left", "right"} <= columns or "item" in columns):
-            raise SettingError("task=skipgram needs sequences or pairs: use data=interactions or data=pairs")
+            raise SettingError("task=skipgram needs sequences or pairs: use data=interactions, text or pairs")
         for name, value, low in (
             ("dim", dim, 1), ("negatives", negatives, 0), ("window", window, 1), ("recent", recent, 0),
         ):  # fmt: skip

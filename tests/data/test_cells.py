@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedemb.data.cells import NO_TIME, parse_numbers, parse_time, parse_times, show_time
+from fedemb.data.cells import NO_TIME, look_like_years, parse_numbers, parse_time, parse_times, show_time
 from fedemb.errors import SettingError
 
 DAY = 86_400
@@ -44,6 +44,25 @@ def test_own_format() -> None:
     cells = pa.array(["10/1/2011 8:26", None, "x"])
     assert parse_times(cells, "%m/%d/%Y %H:%M").tolist() == [MOMENT, NO_TIME, NO_TIME]
     assert parse_times(cells).tolist() == [NO_TIME] * 3
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["1890", "2001", None], [1890, 2001, None], [1890.0, 2001.0, None], [1890.0, 2001.0, float("nan")]],
+)
+def test_years_are_years_with_their_format_and_seconds_without(cells: list[object]) -> None:
+    years = [int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (1890, 2001)]
+    assert parse_times(pa.array(cells), "%Y").tolist() == [*years, NO_TIME]
+    assert parse_times(pa.array(cells)).tolist() == [1890, 2001, NO_TIME]
+    assert look_like_years(np.array([1890, 2001]))
+    assert not look_like_years(np.array([1890, 3600]))
+    assert not look_like_years(np.zeros(0, dtype=np.int64))
+    assert parse_times(pa.array([1890.5]), "%Y").tolist() == [NO_TIME]
+
+
+def test_a_year_in_the_settings_is_a_year() -> None:
+    assert parse_time("data.test_from", 1950) == parse_time("data.test_from", "1950-01-01") < 0
+    assert parse_time("data.test_from", "19500") == 19500
 
 
 @given(st.lists(st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)), min_size=1))

@@ -46,6 +46,59 @@ def test_text_files_of_all_kinds_give_the_same_rows(tmp_path: Path, name: str, c
     assert rows(written(tmp_path, content, name)) == expected
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.ndjson", "rows.json", "rows.jsonl.gz", "rows.JSONL"])
+def test_json_lines_are_the_rows_of_a_text_file(tmp_path: Path, name: str) -> None:
+    content = '\ufeff{"b": 2, "extra": [1], "a": "1"}\r\n\n{"a": "3", "b": ""}\n{"a": true, "b": 1.5}'
+    expected = [("1", "2"), ("3", None), ("true", "1.5")]
+    found = rows(written(tmp_path, content, name))
+    assert found == [{"child": child, "parent": parent} for child, parent in expected]
+
+
+def test_json_lines_come_in_batches_and_bad_ones_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [f'{{"a": "{n}", "b": "\\ud800{n}"}}' for n in range(100)]
+    path = written(
+        tmp_path, "\n".join([lines[0], "[", "7", '{"a": {}, "b": 1}', '{"b": 1}', *lines[1:]]), "rows.jsonl"
+    )
+    counts: dict[str, int] = {}
+    with caplog.at_level(logging.WARNING, logger="fedemb"):
+        batches = list(
+            read_columns(path, EDGE, batch_bytes=200, counts=counts, required=frozenset({"child"}))
+        )
+    assert len(batches) > 10
+    assert [n for batch in batches for n in batch.column("child").to_pylist()] == [str(n) for n in range(100)]
+    assert batches[0].column("parent")[0].as_py() == "?0"
+    assert counts == {"rows_read": 104, "rows_malformed": 3, "rows_missing_child": 1}
+    assert "rows.jsonl, line 2: expected an object with plain values; 3 such rows" in caplog.text
+    assert "rows.jsonl, line 5: no child in column 'a'" in caplog.text
+    assert locate(path, "a", "7") == f"{path}, line 12"
+    assert locate(path, "a", "x") == str(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "must hold an object on each line, found none"),
+        ("\n[]\n", "found a list; jq"),
+        ('{"a": 1, "b": []}', "must have rows, found 1 malformed ones only"),
+        ('{"a": 1}', r"data.columns.parent must name a column of .*, got 'b'; there are 'a'"),
+        (b'{"a": 1, "b": 2}\n{"a": "\xff"}', "it must be UTF-8, and line 2 is not"),
+        ('{"a": 1, "b": 2}\n{"a": "' + "x" * 300 + '"}', "line 2 is longer than 200 bytes"),
+    ],
+)
+def test_json_lines_that_cannot_be_read(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        rows(written(tmp_path, content, "rows.jsonl"), batch_bytes=200)
+
+
+def test_json_lines_that_break_off_are_an_error(tmp_path: Path) -> None:
+    whole = gzip.compress("".join(f'{{"a": {n}, "b": {n * n % 997}}}\n' for n in range(20_000)).encode())
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"data file .*rows.jsonl.gz cannot be read: "):
+        rows(tmp_path / "rows.jsonl.gz")
+
+
 def test_parquet_keeps_native_types_and_text_stays_text(tmp_path: Path) -> None:
     table = {"a": pa.array(["x", "", None]).dictionary_encode(), "b": pa.array([1, 2, None], pa.int32())}
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")

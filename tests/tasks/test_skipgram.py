@@ -269,7 +269,7 @@ def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None
 
 def test_data_that_do_not_fit() -> None:
     nodes = Dataset(Shards({"child": np.array([0])}, np.array([0, 1])), {"node": vocabulary()})
-    with pytest.raises(SettingError, match="needs sequences or pairs: use data=interactions or data=pairs"):
+    with pytest.raises(SettingError, match="needs sequences or pairs: use data=interactions, text or pairs"):
         built(nodes)
     with pytest.raises(SettingError, match="one vocabulary for both sides"):
         built(pairs(tied=False), tied=True)
