@@ -38,7 +38,7 @@ _IMPOSSIBLE = float("-inf")
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Scores which item an event at time t is, given what stands around it: ``bias_i(t) + <state, item_i(t)>``.
+    """Scores which item an event at time t is by its context: ``bias_i(t) + <state, item_i(t)> / temperature``.
 
     **Items in time** (``rows``): ``static`` rows do not move. ``slices`` add to each vector an adjustment for the
     slice that t lies in, and the bias is the slice's own; an entity's slices follow a random walk, whose prior the
@@ -74,6 +74,7 @@ class Dynamic:
         num_waves: Sine waves among the features of time.
         l2: Half of this times the squared norm of every vector looked up is added to the loss.
         init_scale: Of the vectors.
+        temperature: Of their products: a small one lets short vectors say much, so that they learn as fast as biases.
         follow: Names of items that the report follows through time.
 
     Raises:
@@ -101,6 +102,7 @@ class Dynamic:
     num_waves: int
     l2: float
     init_scale: float
+    temperature: float = 1.0
     follow: tuple[str, ...] = ()
 
     @staticmethod
@@ -119,6 +121,7 @@ class Dynamic:
         num_waves: int,
         l2: float,
         init_scale: float,
+        temperature: float = 1.0,
         follow: list[str] | None = None,
     ) -> Dynamic:
         """The task for these data.
@@ -144,8 +147,9 @@ class Dynamic:
         ):  # fmt: skip
             if not low <= value < float("inf"):
                 raise SettingError(f"task.{name} must be at least {low}, got {value}")
-        if not init_scale > 0:
-            raise SettingError(f"task.init_scale must be > 0, got {init_scale}; 0.1 is usual")
+        for name, value in (("init_scale", init_scale), ("temperature", temperature)):
+            if not 0 < value < float("inf"):
+                raise SettingError(f"task.{name} must be > 0, got {value}; 0.1 is usual")
         if context == "window" and (repeats or state != "mean"):
             raise SettingError(
                 "task.context=window has no order in time: it needs task.state=mean and task.repeats=false, "
@@ -159,7 +163,7 @@ class Dynamic:
         bounds = time_slices(dataset.span, slice)
         return Dynamic(
             len(names), bounds, dim, negatives, own_negatives if repeats else 0, rows, state, context, length,
-            repeats, walk, num_waves, l2, init_scale, tuple(follow),
+            repeats, walk, num_waves, l2, init_scale, temperature, tuple(follow),
         )  # fmt: skip
 
     @property
@@ -281,7 +285,7 @@ class Dynamic:
         present = batch["context"] != NOTHING
         age = batch["age"].to(items.dtype) if "age" in batch else None
         state = self._state(vectors["context"], present, age, dense)
-        affinity = torch.einsum("nd,nkd->nk", state, items)
+        affinity = torch.einsum("nd,nkd->nk", state, items) / self.temperature
         scores, candidates = biases + affinity, self._candidates(batch)
         counts = (candidates[:, :, None] == batch["context"][:, None, :]).to(scores.dtype)
         if self.repeats and age is not None:
@@ -387,7 +391,7 @@ class Dynamic:
         own = {d.name: tables[d.name].expand(len(now), *d.shape) for d in self.dense}
         age = age.to(item.dtype)
         present = ids != NOTHING
-        state = self._state(tables["context"][ids.clamp(min=0).long()], present, age, own)
+        state = self._state(tables["context"][ids.clamp(min=0).long()], present, age, own) / self.temperature
         affinity = state @ item.T
         if self.rows != "slices":
             biases = tables["bias"][:, 0].expand(len(now), -1)

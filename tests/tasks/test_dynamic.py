@@ -21,6 +21,7 @@ NUM_ITEMS = 7
 SETTINGS: dict[str, Any] = {
     "dim": 3, "negatives": 3, "own_negatives": 2, "rows": "slices", "state": "exponential", "context": "history",
     "length": 4, "repeats": True, "slice": "10 days", "walk": 1.0, "num_waves": 2, "l2": 0.0, "init_scale": 0.5,
+    "temperature": 0.7,
 }  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def slow_score(
             state += math.exp(-age * rate) * tables["context"][other]
             total += math.exp(-age * rate)
         state /= total
-    affinity = float(state @ vector)
+    affinity = float(state @ vector) / task.temperature
     score = bias + affinity
     ages = [age for other, age in past if other == item]
     if task.repeats and ages:
@@ -242,6 +243,7 @@ def test_a_state_is_carried_forward_in_time_only() -> None:
         ({"walk": -1.0}, "task.walk must be at least 0"),
         ({"walk": float("nan")}, "task.walk must be at least 0"),
         ({"init_scale": 0.0}, "task.init_scale must be > 0"),
+        ({"temperature": 0.0}, "task.temperature must be > 0"),
         ({"slice": "moment"}, "task.slice must be"),
         ({"follow": ["i1", "nothing"]}, "task.follow must name items of the vocabulary, got 'nothing'"),
     ],
