@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -247,7 +247,10 @@ def rebuild(folder: Path, dataset: Dataset) -> tuple[Task, LocalTraining, int]:
 def _build(config: Any) -> Parts:
     dataset = load_data(config)
     if config.resume and (Path(config.resume) / "model" / "model.json").is_file():
-        dataset = with_names_of(dataset, Run(Path(config.resume)).vocabularies)
+        begun = Run(Path(config.resume))
+        dataset = with_names_of(dataset, begun.vocabularies)
+        if begun.facts.get("span"):  # slices of time stay: what comes after them belongs to the last
+            dataset = replace(dataset, span=tuple(begun.facts["span"]))
     task: Task = _instantiate("task", config.task, dataset=dataset)
     sampler = _instantiate("cohort", config.cohort)
     sampler.check(int((dataset.train.sizes > 0).sum()))

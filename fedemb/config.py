@@ -114,7 +114,9 @@ def check(config: DictConfig) -> None:
                 f"{group} must be one of {', '.join(_options(group))}, got {option!r}; set {group}=..."
             )
     if not OmegaConf.is_dict(config.centralized):
-        raise SettingError(f"centralized must be learning_rate and batch_size, got {config.centralized!r}")
+        raise SettingError(
+            f"centralized must be learning_rate, batch_size, optimizer and dense_learning_rate, got {config.centralized!r}"
+        )
     if not OmegaConf.is_dict(config.evaluation):
         raise SettingError(f"evaluation must be sampled, got {config.evaluation!r}")
     if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedemb.atomic import write_atomically
+from fedemb.data.cells import show_time
 from fedemb.data.shards import Shards
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import DataError
@@ -52,6 +53,7 @@ def save_model(
             "name": t.name,
             "entity": t.entity,
             "rows": t.num_rows,
+            "slices": t.num_slices,
             "dim": t.dim,
             "manifold": t.manifold.name,
             "curvature": t.manifold.curvature,
@@ -153,13 +155,18 @@ class Run:
     def table(self, name: str) -> tuple[list[str], npt.NDArray[Any]]:
         """Names of the rows and the matrix ``(rows, coordinates)`` of a table.
 
+        A table with rows for each slice of time has the names ``entity@2011-03-01``: the day that the slice begins.
+
         Raises:
             KeyError: If there is no such table.
         """
         if name not in self.tables:
             raise KeyError(f"table must be one of {', '.join(self.tables)}, got {name!r}")
-        entity = next(t["entity"] for t in self._model["tables"] if t["name"] == name)
-        ids = pq.read_table(self.folder / "model" / f"{entity}.parquet")["name"].to_pylist()
+        spec = next(t for t in self._model["tables"] if t["name"] == name)
+        ids = pq.read_table(self.folder / "model" / f"{spec['entity']}.parquet")["name"].to_pylist()
+        if spec.get("slices", 1) > 1:
+            days = [show_time(int(begin))[:10] for begin in self._model["slices"][:-1]]
+            ids = [f"{own}@{day}" for own in ids for day in days]
         return ids, load_file(self.folder / "model" / "tables.safetensors")[name].numpy()
 
 

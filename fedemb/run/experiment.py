@@ -36,6 +36,7 @@ from fedemb.run.ablations import ablation, check_ablations
 from fedemb.run.baselines import centralized, local_only
 from fedemb.run.lock import locked
 from fedemb.run.training import FINE_TUNED, Trained, resolve_resume, set_threads, train_with_runner
+from fedemb.train.optimizers import OPTIMIZERS
 from fedemb.train.rows import LocalTraining
 from fedemb.types import Evaluated, MetricsSink, Temporal
 
@@ -252,6 +253,12 @@ def _baseline(
 def central_training(config: DictConfig, training: LocalTraining) -> LocalTraining:
     """Training of pooled data: ``centralized.*`` where it is set, else as clients train."""
     own = {str(k): v for k, v in config.centralized.items() if v is not None}
+    if "optimizer" in own:
+        if own["optimizer"] not in OPTIMIZERS:
+            raise SettingError(
+                f"centralized.optimizer must be one of {', '.join(OPTIMIZERS)}, or null, got {own['optimizer']!r}"
+            )
+        own["optimizer"] = OPTIMIZERS[own["optimizer"]]()
     try:
         return replace(training, **own)
     except (TypeError, ValueError) as error:
@@ -317,6 +324,7 @@ def finish(
             "columns": {name: str(column.dtype) for name, column in parts.dataset.train.columns.items()},
             "entity_of": dict(parts.dataset.entity_of),
             "span": parts.dataset.span,
+            **({"slices": parts.task.slices.tolist()} if isinstance(parts.task, Temporal) else {}),
         },
     )
     text = json.dumps(summary, indent=2)

@@ -1,0 +1,74 @@
+"""A dynamic run from its folder: rows of slices have names, and a federation goes on in them with newer data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedemb
+from fedemb.errors import SettingError
+
+SETTINGS = [
+    "data=interactions",
+    "task=dynamic",
+    "task.dim=4",
+    "task.slice=month",
+    "data.min_count=1",
+    "baselines=[]",
+]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Purchases of a dozen clients over five months; a new item appears in the last."""
+    rng, rows = np.random.default_rng(0), ["client,item,time"]
+    for client in range(12):
+        for _ in range(40):
+            month = rng.integers(1, 6)
+            item = "new" if month == 5 and rng.random() < 0.5 else f"i{rng.integers(10)}"
+            rows.append(f"c{client},{item},2020-{month:02d}-{rng.integers(1, 28):02d}")
+    path = tmp_path_factory.mktemp("data") / "events.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def begun(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "begun"
+    data = [f"data.path={path}", "data.until=2020-05-01", "data.test_from=2020-04-01", "checkpoint_every=2"]
+    fedemb.train([*SETTINGS, *data, "rounds=2"], folder=folder)
+    return folder
+
+
+def test_rows_of_slices_have_names(begun: Path) -> None:
+    run = fedemb.load(begun)
+    ids, matrix = run.table("item_slice")
+    assert len(ids) == len(matrix) == 3 * 10
+    assert ids[:4] == ["i0@2020-01-01", "i0@2020-02-01", "i0@2020-03-01", "i1@2020-01-01"]
+    assert run.summary["leak_check"]["examples"] == run.summary["data"]["training_events"]
+
+
+def test_a_federation_goes_on_with_newer_data(path: Path, begun: Path, tmp_path: Path) -> None:
+    newer = [f"data.path={path}", "data.since=2020-04-01", "data.test_from=2020-05-15"]
+    run = fedemb.train([*SETTINGS, *newer, "rounds=4", f"resume={begun}"], folder=tmp_path / "run")
+    (ids, after), (names, before) = (fedemb.load(f).table("bias_slice") for f in (run.folder, begun))
+    assert ids == names, "items and slices are those that the run began with"
+    moved = np.abs(after - before).reshape(10, 3)
+    assert (moved[:, -1] > moved[:, 0]).mean() > 0.7, "newer events belong to the last slice"
+    assert run.summary["data"]["training_of_new_names"] > 0
+    with pytest.raises(SettingError, match=r"task\.dim"):
+        fedemb.train(
+            [*SETTINGS, *newer, "task.dim=5", "rounds=4", f"resume={begun}"], folder=tmp_path / "other"
+        )
+
+
+def test_shuffled_times_are_told_apart_from_true_ones(path: Path, tmp_path: Path) -> None:
+    ablation = '+ablations.shuffled=["data.shuffle_times=true"]'
+    data = [f"data.path={path}", "data.test_from=2020-05-01"]
+    run = fedemb.train([*SETTINGS, *data, "rounds=3", ablation], folder=tmp_path / "run")
+    check = run.summary["leak_check"]["shuffled"]
+    assert check["ndcg@10"] == run.summary["metrics"]["ndcg@10"]
+    assert check["shuffled_ndcg@10"] == run.summary["baselines"]["shuffled"]["ndcg@10"]
+    assert check["shuffled_ndcg@10"] != check["ndcg@10"]
