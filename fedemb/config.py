@@ -115,7 +115,8 @@ def check(config: DictConfig) -> None:
             )
     if not OmegaConf.is_dict(config.centralized):
         raise SettingError(
-            f"centralized must be learning_rate, batch_size, optimizer and dense_learning_rate, got {config.centralized!r}"
+            "centralized must be learning_rate, batch_size, optimizer and dense_learning_rate, "
+            f"got {config.centralized!r}"
         )
     if not OmegaConf.is_dict(config.evaluation):
         raise SettingError(f"evaluation must be sampled, got {config.evaluation!r}")
