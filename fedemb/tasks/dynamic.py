@@ -319,7 +319,8 @@ class Dynamic:
         return log.masked_fill(same, _IMPOSSIBLE)
 
     def features(self, time: Tensor, wave: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Features of time ``(times, num_features)``: a line from -1 to 1 over all slices, and sine waves.
+        """Features of time ``(times, num_features)``: a line from -1 to 1 over all slices, and sine waves, over the
+        root of their number, so that more of them do not make a row move further.
 
         Wave j begins with j half turns over that span; frequency and phase are learnt. Beyond the span time stands
         still: a function that was fitted there says nothing of what comes.
@@ -336,7 +337,7 @@ class Dynamic:
         half_turns = torch.arange(1, self.num_waves + 1, device=time.device)
         wave = wave.to(dtype)
         angle = 0.5 * torch.pi * half_turns * (1 + wave[:, 0]) * (line + 1) + wave[:, 1]
-        return torch.cat((line, torch.sin(angle)), dim=1)
+        return torch.cat((line, torch.sin(angle)), dim=1) / self.num_features**0.5
 
     def _state(
         self, context: Tensor, present: Tensor, age: Tensor | None, dense: Mapping[str, Tensor]

@@ -74,6 +74,7 @@ def slow_score(
         for j in range(task.num_waves):
             change, phase = tables["wave"][:, j].tolist()
             features.append(math.sin(math.pi * (j + 1) * (1 + change) * share + phase))
+        features = [feature / math.sqrt(len(features)) for feature in features]
         for f, feature in enumerate(features):
             vector += feature * tables["item_wave"][item, f * task.dim : (f + 1) * task.dim]
             bias += feature * float(tables["bias_wave"][item, f])
