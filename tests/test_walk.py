@@ -1,5 +1,7 @@
 """walk.py and server/prior.py: the tridiagonal solve is the least-squares problem that it says it is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedemb.manifolds import Euclidean
+from fedemb.run.baselines import _smooth_own
 from fedemb.server.optimizers import RowOptimizer
 from fedemb.server.prior import RandomWalk
-from fedemb.types import RowTotal, Table, Total
+from fedemb.train.apply import apply_
+from fedemb.train.personal import PersonalRows
+from fedemb.types import RowTotal, RowUpdates, Table, Total, Updates
 from fedemb.walk import smooth_, smoothed
 
 
@@ -94,3 +99,24 @@ def test_rows_of_earlier_rounds_are_held_by_what_they_stand_on() -> None:
     again.step(tables, {}, Total({"item_slice": second}, {}, 1))
     np.testing.assert_allclose(tables["item_slice"][[4, 7], 0].numpy(), [1.0, 0.0], atol=1e-5)
     np.testing.assert_allclose(tables["item_slice"][[5, 6], 0].numpy(), [2 / 3, 1 / 3], atol=1e-4)
+
+
+def test_pooled_and_lonely_clients_have_the_same_prior() -> None:
+    """What a cohort of one trained, and what clients trained who are alone, is smoothed as the server smooths."""
+    rows, steps = torch.tensor([4, 6]), torch.randn(2, 2, dtype=torch.float64)
+    moved = torch.zeros(12, 2, dtype=torch.float64)
+    moved[rows] = steps
+    expected = by_least_squares(moved[4:8].numpy(), np.ones(4), 2.0)
+    update = RowUpdates(rows, steps, torch.ones(2), torch.tensor([0, 2]))
+    updates = Updates(np.array([0]), {"item_slice": update}, {}, torch.ones(1), {})
+    pooled = torch.zeros(12, 2, dtype=torch.float64)
+    apply_((SPEC,), {"item_slice": pooled}, {}, updates)
+    np.testing.assert_allclose(pooled[4:8].numpy(), expected)
+    assert not pooled[:4].any()
+    alone = replace(SPEC, shared=False)
+    lonely = PersonalRows(
+        alone, 0, torch.cat((torch.zeros_like(moved), moved)), torch.ones(2, dtype=torch.bool)
+    )
+    _smooth_own((alone,), {"item_slice": lonely})
+    np.testing.assert_allclose(lonely.points[16:20].numpy(), expected)
+    assert not lonely.points[:16].any()
