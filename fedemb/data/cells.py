@@ -60,6 +60,8 @@ def parse_times(cells: pa.Array, time_format: str | None = None) -> Int64:
     if not pa.types.is_string(cells.type):
         return _from_numbers(parse_numbers(cells))
     if time_format is not None:
+        if "." not in time_format:  # pandas writes a column of years with gaps as 1890.0
+            cells = pc.replace_substring_regex(cells, r"^(\d+)\.0$", r"\1")
         return _each(cells, lambda cell: datetime.strptime(cell, time_format))
     for zone in (None, "UTC"):
         try:

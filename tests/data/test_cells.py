@@ -48,12 +48,22 @@ def test_own_format() -> None:
 
 @pytest.mark.parametrize(
     "cells",
-    [["1890", "2001", None], [1890, 2001, None], [1890.0, 2001.0, None], [1890.0, 2001.0, float("nan")]],
+    [
+        ["1890", "2001", None],
+        ["1890.0", "2001.0", ""],
+        [1890, 2001, None],
+        [1890.0, 2001.0, None],
+        [1890.0, 2001.0, float("nan")],
+    ],
 )
 def test_years_are_years_with_their_format_and_seconds_without(cells: list[object]) -> None:
     years = [int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (1890, 2001)]
     assert parse_times(pa.array(cells), "%Y").tolist() == [*years, NO_TIME]
     assert parse_times(pa.array(cells)).tolist() == [1890, 2001, NO_TIME]
+    assert (
+        parse_times(pa.array(["12.0"]), "%H.%M").tolist()
+        == parse_times(pa.array(["12:00"]), "%H:%M").tolist()
+    )
     assert look_like_years(np.array([1890, 2001]))
     assert not look_like_years(np.array([1890, 3600]))
     assert not look_like_years(np.zeros(0, dtype=np.int64))

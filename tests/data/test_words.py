@@ -52,6 +52,29 @@ def test_words_are_words_again(text: str) -> None:
     }
 
 
+def by_hand(text: str) -> list[str]:
+    """The rule once more, character by character, for the letters below."""
+    text = unicodedata.normalize("NFKC", text.replace("\N{SOFT HYPHEN}", "")).casefold()
+    text = "".join({"\N{RIGHT SINGLE QUOTATION MARK}": "'", "\N{HYPHEN}": "-"}.get(c, c) for c in text)
+
+    def letter(at: int) -> bool:
+        return 0 <= at < len(text) and (unicodedata.category(text[at])[0] in "LM" or text[at].isdecimal())
+
+    inner = [c in "'-" and letter(at - 1) and letter(at + 1) for at, c in enumerate(text)]
+    kept = (c if letter(at) or inner[at] else " " for at, c in enumerate(text))
+    return "".join(kept).split()
+
+
+@given(
+    st.text(
+        st.sampled_from("aZé1² '-_.,\n½ﬁдЯ\N{RIGHT SINGLE QUOTATION MARK}\N{HYPHEN}\N{SOFT HYPHEN}"),
+        max_size=30,
+    )
+)
+def test_the_rule_agrees_with_one_by_hand(text: str) -> None:
+    assert WordRule().words(text) == by_hand(text)
+
+
 def test_numbers() -> None:
     assert [WordRule().number(word) for word in ("1984", "10-12", "mp3", "x")] == [True, True, False, False]
     assert not WordRule(numbers=True).number("1984")
