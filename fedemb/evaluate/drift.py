@@ -13,7 +13,11 @@ from torch.nn.functional import normalize
 from fedemb.types import Float, Int64, Temporal
 
 NUM_NEIGHBOURS = 5
-_FREQUENT = 2_000  # only so many of the commonest are asked how far they moved: rare ones move by chance
+_FREQUENT = 2_000  # only so many of the commonest are neighbours
+_IN_A_SLICE = 10  # a row that was seen less often on average moves by chance
+_ENOUGH = (
+    10  # where fewer rows than this were seen so often, all of the commonest are asked how far they moved
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Drift:
         moved: ``(rows, slices)`` cosine distance from where the row was in the first slice.
         neighbours: ``(rows, slices, neighbours)`` ids of the nearest among the commonest rows, nearest first.
         cosines: ``(rows, slices, neighbours)``.
-        ranked: ``(rows,)`` ids of the common rows that moved most from the first slice to the last, furthest first.
+        ranked: ``(rows,)`` ids of rows, furthest moved from the first slice to the last first: of those that were seen
+            ten times a slice on average, if there are ten such rows, else of the commonest.
         distances: ``(rows,)`` how far those moved.
     """
 
@@ -58,15 +63,18 @@ def drift_of(
     times = (task.slices[:-1] + task.slices[1:]) // 2
     common = np.flatnonzero(counts > 0)
     common = common[np.argsort(-counts[common], kind="stable")][:_FREQUENT]
+    often = common[counts[common] >= _IN_A_SLICE * len(times)]
+    often = often if len(often) >= _ENOUGH else common
     at = torch.from_numpy(common)
 
     def unit(time: int) -> Tensor:
         return normalize(task.vectors_at(tables, int(time)).detach().cpu().double(), dim=1)
 
     first, last = unit(times[0]), unit(times[-1])
-    far = (1 - (first[at] * last[at]).sum(1)).numpy()
+    asked_often = torch.from_numpy(often)
+    far = (1 - (first[asked_often] * last[asked_often]).sum(1)).numpy()
     order = np.argsort(-far, kind="stable")
-    rows = common[order[:num_rows]] if follow is None else np.asarray(follow, dtype=np.int64)
+    rows = often[order[:num_rows]] if follow is None else np.asarray(follow, dtype=np.int64)
     asked = torch.from_numpy(rows)
     num_near = min(NUM_NEIGHBOURS, max(0, len(common) - 1))
     shape = (len(rows), len(times))
@@ -78,4 +86,4 @@ def drift_of(
         alike = (now[asked] @ now[at].T).masked_fill(asked[:, None] == at, -torch.inf)
         values, best = alike.topk(num_near, dim=1)
         cosines[:, number], near[:, number] = values.numpy(), common[best.numpy()]
-    return Drift(rows, times, moved, near, cosines, common[order], far[order])
+    return Drift(rows, times, moved, near, cosines, often[order], far[order])

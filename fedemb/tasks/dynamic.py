@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -337,7 +338,7 @@ class Dynamic:
         half_turns = torch.arange(1, self.num_waves + 1, device=time.device)
         wave = wave.to(dtype)
         angle = 0.5 * torch.pi * half_turns * (1 + wave[:, 0]) * (line + 1) + wave[:, 1]
-        return torch.cat((line, torch.sin(angle)), dim=1) / self.num_features**0.5
+        return torch.cat((line, torch.sin(angle)), dim=1) / math.sqrt(self.num_features)
 
     def _state(
         self, context: Tensor, present: Tensor, age: Tensor | None, dense: Mapping[str, Tensor]

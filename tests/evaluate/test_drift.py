@@ -43,6 +43,28 @@ def test_what_turns_is_found_with_its_neighbours() -> None:
     assert not (drift.neighbours[0] == 0).any(), "nobody is its own neighbour"
 
 
+def test_rare_rows_are_not_ranked_where_enough_are_common() -> None:
+    class Many:
+        """Row 0, which is rare, turns round; row 1 turns a little; all others stay."""
+
+        slices, moves, follow = np.array([0, 10, 20]) * 86_400, True, ()
+
+        def vectors_at(self, tables: object, time: int) -> torch.Tensor:
+            late = time > 10 * 86_400
+            rows = torch.eye(12)
+            rows[0] = torch.eye(12)[0] * (-1 if late else 1)
+            rows[1, 2] = 1.0 if late else 0.0
+            return rows
+
+    counts = np.full(12, 20)
+    counts[0] = 19
+    assert drift_of(Many(), {}, counts).ranked[0] == 1
+    assert 0 not in drift_of(Many(), {}, counts).ranked
+    counts[3] = 19  # nine are left, which is too few
+    counts[4] = 19
+    assert drift_of(Many(), {}, counts).ranked[0] == 0
+
+
 def test_followed_rows_and_their_files(tmp_path: Path) -> None:
     drift = drift_of(Turning(), {}, COUNTS, follow=np.array([4, 0]))
     assert drift.rows.tolist() == [4, 0]

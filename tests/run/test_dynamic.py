@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 import fedemb
+from fedemb.build import build
+from fedemb.config import compose_config
 from fedemb.errors import SettingError
+from fedemb.server.optimizers import RowOptimizer
+from fedemb.server.prior import RandomWalk
 
 SETTINGS = [
     "data=interactions",
@@ -48,6 +52,14 @@ def test_rows_of_slices_have_names(begun: Path) -> None:
     assert len(ids) == len(matrix) == 3 * 10
     assert ids[:4] == ["i0@2020-01-01", "i0@2020-02-01", "i0@2020-03-01", "i1@2020-01-01"]
     assert run.summary["leak_check"]["examples"] == run.summary["data"]["training_events"]
+
+
+def test_the_server_knows_the_prior(path: Path) -> None:
+    parts = build(compose_config([*SETTINGS, f"data.path={path}", "task.walk=3.0"]))
+    assert isinstance(parts.optimizer_of(), RandomWalk)
+    assert {t.walk for t in parts.shared if t.num_slices > 1} == {3.0}
+    still = build(compose_config([*SETTINGS, f"data.path={path}", "task.rows=static"]))
+    assert isinstance(still.optimizer_of(), RowOptimizer)
 
 
 def test_a_federation_goes_on_with_newer_data(path: Path, begun: Path, tmp_path: Path) -> None:

@@ -241,6 +241,17 @@ def test_chunks_and_company_do_not_matter(name: str) -> None:
         )
 
 
+def test_dense_parameters_may_have_a_rate_of_their_own() -> None:
+    task, clients = WithDense(), np.array([0, 2, 3, 6, 8])
+    one, other = (
+        run(task, shards(*PAIRS), LocalTraining(SGD(), 1, 0, 0.3, dense_learning_rate=rate), clients)[3]
+        for rate in (None, 0.03)
+    )
+    torch.testing.assert_close(one.tables["item"].values, other.tables["item"].values)
+    for name, value in one.dense.items():
+        torch.testing.assert_close(value * 0.1, other.dense[name], rtol=1e-6, atol=1e-9)
+
+
 def test_pooled_data_keep_personal_rows_and_known_answers_apart() -> None:
     task = TASKS["bpr"][0]()
     data = shards("item")
