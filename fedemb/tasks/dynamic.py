@@ -76,6 +76,7 @@ class Dynamic:
         l2: Half of this times the squared norm of every vector looked up is added to the loss.
         init_scale: Of the vectors.
         temperature: Of their products: a small one lets short vectors say much, so that they learn as fast as biases.
+        gated_steps: How many of a history's latest items a ``gated`` state steps through, one after another.
         follow: Names of items that the report follows through time.
 
     Raises:
@@ -104,6 +105,7 @@ class Dynamic:
     l2: float
     init_scale: float
     temperature: float = 1.0
+    gated_steps: int = 16
     follow: tuple[str, ...] = ()
 
     @staticmethod
@@ -123,6 +125,7 @@ class Dynamic:
         l2: float,
         init_scale: float,
         temperature: float = 1.0,
+        gated_steps: int = 16,
         follow: list[str] | None = None,
     ) -> Dynamic:
         """The task for these data.
@@ -144,7 +147,7 @@ class Dynamic:
                 raise SettingError(f"task.{name} must be one of {', '.join(words)}, got {word!r}")
         for name, value, low in (
             ("dim", dim, 1), ("negatives", negatives, 1), ("own_negatives", own_negatives, 0), ("length", length, 1),
-            ("walk", walk, 0), ("num_waves", num_waves, 0), ("l2", l2, 0),
+            ("gated_steps", gated_steps, 1), ("walk", walk, 0), ("num_waves", num_waves, 0), ("l2", l2, 0),
         ):  # fmt: skip
             if not low <= value < float("inf"):
                 raise SettingError(f"task.{name} must be at least {low}, got {value}")
@@ -164,7 +167,7 @@ class Dynamic:
         bounds = time_slices(dataset.span, slice)
         return Dynamic(
             len(names), bounds, dim, negatives, own_negatives if repeats else 0, rows, state, context, length,
-            repeats, walk, num_waves, l2, init_scale, temperature, tuple(follow),
+            repeats, walk, num_waves, l2, init_scale, temperature, gated_steps, tuple(follow),
         )  # fmt: skip
 
     @property
@@ -357,6 +360,8 @@ class Dynamic:
         if self.state == "exponential":
             weight = here * torch.exp(-age / (_DECAY_DAYS * torch.exp(dense["decay"]))[:, None])
             return torch.einsum("nl,nld->nd", weight, context) / (weight.sum(1, keepdim=True) + 1)
+        latest = slice(None, self.gated_steps)
+        context, present, age = context[:, latest], present[:, latest], age[:, latest]
         of_item, of_state, offset, log_decay = dense["gate"].unbind(1)
         rate = torch.exp(-log_decay) / _DECAY_DAYS
         state = torch.zeros_like(context[:, 0])

@@ -80,9 +80,10 @@ def slow_score(
             bias += feature * float(tables["bias_wave"][item, f])
     state = torch.zeros(task.dim)
     if task.state == "gated":
+        recent = past[: task.gated_steps]
         of_item, of_state, offset, decay = tables["gate"]
-        earlier = past[-1][1] if past else 0.0
-        for other, age in reversed(past):
+        earlier = recent[-1][1] if recent else 0.0
+        for other, age in reversed(recent):
             state = state * torch.exp(-(earlier - age) * torch.exp(-decay) / 30)
             gate = torch.sigmoid(of_item * tables["context"][other] + of_state * state + offset)
             state, earlier = (1 - gate) * state + gate * tables["context"][other], age
@@ -113,7 +114,7 @@ def slow_score(
 
 WAYS = [
     {"rows": "static", "state": "mean"}, {"rows": "slices"}, {"rows": "continuous"}, {"state": "gated"},
-    {"rows": "continuous", "num_waves": 0, "repeats": False, "state": "gated"},
+    {"state": "gated", "gated_steps": 2}, {"rows": "continuous", "num_waves": 0, "repeats": False, "state": "gated"},
 ]  # fmt: skip
 
 
