@@ -85,7 +85,7 @@ def centralized(
         }
         if parts.evaluation and (number == passes or (evaluate_every and number % evaluate_every == 0)):
             evaluated = parts.evaluation(
-                {**tables, **dense}, rows_of(personal, everybody, parts.seed), everybody
+                {**tables, **dense}, rows_of(personal, everybody, parts.seed, tables), everybody
             )
             line |= evaluated.metrics
         on_round(line)
@@ -208,7 +208,9 @@ def _alone(
             for name, table in tables.items()
         }
         alone = np.array([client])
-        out.append(parts.evaluation({**own_tables, **dense}, rows_of(personal, alone, parts.seed), alone))
+        out.append(
+            parts.evaluation({**own_tables, **dense}, rows_of(personal, alone, parts.seed, own_tables), alone)
+        )
     return out
 
 

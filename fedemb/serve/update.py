@@ -99,7 +99,7 @@ class Updater:
         shared = tuple(table for table in self.task.tables if table.shared)
         if not examples.num_examples:
             return Total({}, {}, 0)
-        before = rows_of(state.personal, clients, self.seed)
+        before = rows_of(state.personal, clients, self.seed, state.tables)
         aggregator = Plain(shared, rows="sum")
         round = self.first_round + state.number + 1
         for updates in train_cohort(

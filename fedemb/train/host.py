@@ -86,7 +86,7 @@ class Host:
         """The model measured on these clients' own data; ``tables`` with dense parameters."""
         if self.evaluation is None:
             return Evaluated({}, {}, clients)
-        return self.evaluation(tables, rows_of(personal, clients, self.seed), clients)
+        return self.evaluation(tables, rows_of(personal, clients, self.seed, tables), clients)
 
     def evaluate_fine_tuned(
         self,
@@ -125,7 +125,7 @@ class Host:
         parts = train_clients(self.task, copies, copies, rows, shard, client, training, self.seed, round, own)
         for updates in list(parts):
             apply_(self.task.tables, copies, copies, updates)
-        return self.evaluation(copies, rows_of(rows, client, self.seed), client)
+        return self.evaluation(copies, rows_of(rows, client, self.seed, copies), client)
 
     def holders(self) -> dict[str, Tensor]:
         """How many hosted clients hold each row of each shared table in their examples: ``(num_rows,)``."""

@@ -84,6 +84,9 @@ def personal_rows(tables: tuple[Table, ...], first: int, num_clients: int) -> di
     return {t.name: PersonalRows.empty(t, first, num_clients) for t in tables if not t.shared}
 
 
-def rows_of(personal: Mapping[str, PersonalRows], clients: Int64, seed: int) -> dict[str, Tensor]:
-    """``(clients, num_rows, coordinates)`` of every personal table."""
-    return {name: rows.of(clients, seed) for name, rows in personal.items()}
+def rows_of(
+    personal: Mapping[str, PersonalRows], clients: Int64, seed: int, beside: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """``(clients, num_rows, coordinates)`` of every personal table, on the device of the tables that they go with."""
+    device = next((table.device for table in beside.values()), torch.device("cpu"))
+    return {name: rows.of(clients, seed).to(device) for name, rows in personal.items()}

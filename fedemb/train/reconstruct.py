@@ -134,4 +134,4 @@ class Reconstructing:
             self.seed,
             MEASURING,
         )
-        return self.inner(tables, rows_of(own, clients, self.seed), clients)
+        return self.inner(tables, rows_of(own, clients, self.seed, tables), clients)

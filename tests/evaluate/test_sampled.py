@@ -88,7 +88,7 @@ def test_stands_beside_the_full_ranking_and_changes_nothing_else() -> None:
     plain, asked = (build(compose_config([*SMALL, *more])) for more in ([], ["evaluation.sampled=99"]))
     assert isinstance(asked.evaluation, Ranking)
     everybody = np.arange(40)
-    personal = rows_of(personal_rows(plain.task.tables, 0, 40), everybody, 0)
+    personal = rows_of(personal_rows(plain.task.tables, 0, 40), everybody, 0, {})
     results = [parts.evaluation(parts.initial()[0], personal, everybody).metrics for parts in (plain, asked)]  # type: ignore[misc]
     assert set(results[1]) - set(results[0]) == {"sampled99_hr@10", "sampled99_ndcg@10"}
     assert all(results[1][name] == value for name, value in results[0].items())

@@ -66,7 +66,7 @@ def test_local_only_is_each_client_alone(overrides: list[str]) -> None:
             ):
                 for name, rows in updates.tables.items():
                     tables[name][rows.rows] += rows.values
-        expected = parts.evaluation(tables, rows_of(personal, alone, 0), alone)
+        expected = parts.evaluation(tables, rows_of(personal, alone, 0, tables), alone)
         results.append(expected)
         for name, values in expected.per_client.items():
             np.testing.assert_allclose(found.per_client[name][client], values[0], rtol=1e-5, err_msg=name)

@@ -146,7 +146,7 @@ def test_measured_rows_follow_from_everything_that_a_client_knows() -> None:
     settings = settings_of(0.5)
     Reconstructing(Inner(), task, task.examples(data), settings, 5)(tables, {}, np.arange(5))
     whole = replace(settings, epochs=3, learning_rate=0.7, burn_in_rounds=0)
-    start = rows_of(personal_rows(task.tables, 0, 5), np.arange(5), 5)["client"]
+    start = rows_of(personal_rows(task.tables, 0, 5), np.arange(5), 5, {})["client"]
     for client in range(5):
         shard = task.examples(data).take(np.array([client]))
         expected = train_client(
