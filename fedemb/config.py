@@ -275,6 +275,8 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
             (o for o in overrides if o.partition("=")[0] in ("", *_groups()) and _no_option(o)), "nothing"
         )
         return f"{wrong.partition('=')[0] or 'a group'} must name one of its options, got {wrong}"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{found[1]} must be set, it has no default: {found[1]}=..."
     if found := re.search(r"Interpolation key '([^']+)' not found\s+full_key: (\S+)", text):
         return f"{found[2]} must refer to a setting that is there, got ${{{found[1]}}}"
     if found := re.search(r"Could not override '([^']+)'|Could not delete from config\. '([^']+)'", text):

@@ -253,6 +253,7 @@ def test_added_key_is_refused(override: str) -> None:
         ("runner.timeout_seconds=-1", "runner.timeout_seconds must be a number"),
         ("runner.timeout_seconds=.nan", "runner.timeout_seconds must be a number"),
         ("data=interactions", "data.path must be set"),
+        ("experiment=dynamic", "data.path must be set, it has no default"),
         ("partition=dirichlet", "partition.column must be set"),
         ("rounds=${nothing}", "rounds must refer to a setting"),
         ("rounds", "a setting must read key=value, got 'rounds'"),
