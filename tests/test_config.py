@@ -59,7 +59,8 @@ FILES = {
     "text": {"data.csv": _TEXTS},
 }
 FILES["knowledge_graph"] = FILES["triples"]  # the experiment of that name
-FILES["leave_one_out"] = FILES["recommendation"] = FILES["online_retail"]
+FILES["leave_one_out"] = FILES["recommendation"] = FILES["dynamic"] = FILES["online_retail"]
+FILES["dynamic_text"] = FILES["text"]
 SYNTHETIC = ["data.num_clients=6", "data.num_items=60", "data.examples_per_client=20", "data.num_clusters=4"]
 # What else an option needs to stand on a few lines of data.
 WITH = {
@@ -78,6 +79,7 @@ WITH = {
     ("experiment", "knowledge_graph"): ["partition.num_clients=3"],
     ("experiment", "leave_one_out"): ["cohort.size=2", "evaluation.sampled=3"],
     ("experiment", "recommendation"): ["cohort.size=2"],
+    ("experiment", "dynamic"): ["cohort.size=2"],
     ("experiment", "online_retail"): ["task=factorization", "cohort.size=2"],
 }
 # Which data a task can learn from; every other pair must be refused.
