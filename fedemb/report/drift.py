@@ -28,6 +28,7 @@ def draw_drift(drift: Drift, names: Vocabulary, path: Path) -> None:
             dates, moved, color=colour, linewidth=1.6, marker=marker, markersize=3, label=names.name(int(row))
         )
     panel.set_title("distance from the first slice (1 - cosine)", loc="left", fontsize=10.5, color=INK)
+    panel.tick_params(axis="x", labelsize=8, rotation=30)
     panel.set_xlabel("time", color=MUTED, fontsize=9)
     as_written(
         panel.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
