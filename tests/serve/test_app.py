@@ -31,8 +31,21 @@ def factorization(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tree(tmp_path_factory.mktemp("tree") / "run")
+
+
+@pytest.fixture
+def tree(trained_tree: Path, tmp_path: Path) -> Path:
+    return never_served(trained_tree, tmp_path)
+
+
+def never_served(run: Path, folder: Path) -> Path:
+    """The same run without what a service of another test taught it."""
+    (folder / "run").mkdir()
+    for name in ("model", ".hydra"):
+        (folder / "run" / name).symlink_to(run / name)
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -219,11 +232,7 @@ def test_the_schema_says_what_an_interaction_is(both: Served, tree: Path) -> Non
 
 @pytest.fixture
 def fresh(factorization: Path, tmp_path: Path) -> Path:
-    """The run, never served."""
-    (tmp_path / "run").mkdir()
-    for name in ("model", ".hydra"):
-        (tmp_path / "run" / name).symlink_to(factorization / name)
-    return tmp_path / "run"
+    return never_served(factorization, tmp_path)
 
 
 def posted(client: httpx.Client, first: int, count: int, **headers: str) -> dict[str, Any]:
