@@ -10,7 +10,8 @@ which is one tridiagonal system per entity and coordinate. ``w_s`` is how much a
 for sums, in which every client pushes as far as it has examples; for means the examples (or holders) that a
 round has there on average. Then the rows rest where ``w_s step_s = k (L x)_s``: at the maximum of likelihood
 plus prior, whatever the number of rounds. A slice that no client ever saw has ``w_s = 0`` under means, and no
-step under sums: it interpolates.
+step under sums: it interpolates under means; under
+sums, whose weights are 1, only in the limit of many rounds.
 
 Reference: Rue, Held, "Gaussian Markov Random Fields", 2005, section 3.3.1 (first-order random walk); for
 embeddings Bamler, Mandt, "Dynamic Word Embeddings", ICML 2017, eq. 3. The solver is the Thomas algorithm.
