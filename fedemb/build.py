@@ -183,6 +183,9 @@ def _device(name: str) -> torch.device:
         raise SettingError(f"device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingError(f"device={name} needs a GPU, and none is available here; use device=cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise SettingError(f"device must name one of {count} GPUs, from cuda:0 on, got {name}")
     return device
 
 
@@ -245,6 +248,7 @@ def rebuild(folder: Path, dataset: Dataset) -> tuple[Task, LocalTraining, int]:
 
 
 def _build(config: Any) -> Parts:
+    device = _device(config.device)  # before data are read, which can take minutes
     dataset = load_data(config)
     if config.resume and (Path(config.resume) / "model" / "model.json").is_file():
         begun = Run(Path(config.resume))
@@ -303,5 +307,5 @@ def _build(config: Any) -> Parts:
         ),
         seed=int(config.seed),
         digest=digest(config),
-        device=_device(config.device),
+        device=device,
     )

@@ -117,8 +117,9 @@ def item_cosine(events: Shards, num_items: int, column: str = "item") -> Score:
     owner, item = (torch.from_numpy(part) for part in np.divmod(pairs, num_items))
     norm = torch.bincount(item, minlength=num_items).double().sqrt_().clamp_(min=1)
     shape = (events.num_clients, num_items)
-    unit = torch.sparse_coo_tensor(torch.stack((owner, item)), 1 / norm[item], shape, check_invariants=False)
-    unit = unit.coalesce()
+    # As an argument of the constructor, torch 2.11 warns that it was not said.
+    with torch.sparse.check_sparse_tensor_invariants(False):  # type: ignore[no-untyped-call]
+        unit = torch.sparse_coo_tensor(torch.stack((owner, item)), 1 / norm[item], shape).coalesce()
     seen = torch.bincount(item, minlength=num_items) > 0
 
     def score(history: Shards, now: Int64 | None = None) -> Tensor:

@@ -51,24 +51,29 @@ class OptimizerMemory:
         return OptimizerMemory(dict(self.rows), dict(self.state))
 
     def take(self, table: str, rows: Tensor) -> dict[str, Tensor]:
-        """State of these rows ``(rows, width)``, zero where there is none; ``rows`` ascending."""
+        """State of these rows ``(rows, width)``, zero where there is none; ``rows`` ascending.
+
+        It comes on the device of ``rows``, wherever the memory is: one that was read from a file is on the CPU.
+        """
         known = self.rows.get(table)
         if known is None or not len(known):
             return {}
+        known = known.to(rows.device)
         at = torch.searchsorted(known, rows).clamp_(max=len(known) - 1)
         found = (known[at] == rows)[:, None]
-        return {name: torch.where(found, value[at], 0.0) for name, value in self.state[table].items()}
+        state = {name: value.to(rows.device) for name, value in self.state[table].items()}
+        return {name: torch.where(found, value[at], 0.0) for name, value in state.items()}
 
     def put(self, table: str, rows: Tensor, state: Mapping[str, Tensor]) -> None:
-        """Remembers the state of these rows beside that of others; ``rows`` ascending."""
-        known = self.rows.get(table, rows[:0])
+        """Remembers the state of these rows beside that of others, on their device; ``rows`` ascending."""
+        known = self.rows.get(table, rows[:0]).to(rows.device)
         union = torch.unique(torch.cat((known, rows)))
         old, new = torch.searchsorted(union, known), torch.searchsorted(union, rows)
         merged = {}
         for name, value in state.items():
             whole = value.new_zeros((len(union), value.shape[1]))
             if table in self.state and name in self.state[table]:
-                whole[old] = self.state[table][name]
+                whole[old] = self.state[table][name].to(whole.device)
             whole[new] = value
             merged[name] = whole
         self.rows[table], self.state[table] = union, merged
