@@ -254,6 +254,25 @@ class Recommender(Protocol):
 
 
 @runtime_checkable
+class ContextPredictor(Task, Protocol):
+    """A task that can say which item stands in the middle of a context, whoever's it is."""
+
+    @property
+    def by_context(self) -> bool:
+        """Whether that is what it learns, with these settings."""
+        ...
+
+    def context_scores(self, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Scores ``(examples, items)`` of every item in the place of the example's column ``item``.
+
+        Args:
+            tables: Shared tables, and dense parameters by name.
+            batch: Of its own examples, without what is drawn.
+        """
+        ...
+
+
+@runtime_checkable
 class Temporal(Task, Protocol):
     """A task whose vectors depend on time. Its examples have columns ``time``, ``context`` ``(examples, k)``, what
     stands around them (-1 for nothing), and maybe ``age``, how many days ago that was.
@@ -401,6 +420,8 @@ class Dataset:
         counts: What was read, dropped and why, for the summary (``rows_read``, ``rows_cancelled``...).
         truth: What a generator knows and a file does not (``item_cluster``...).
         span: First and last time of the training events, in epoch seconds; None without times.
+        past: The training events as they happened, for what is known of clients when they are measured, where ``train``
+            holds something else (shuffled times); None: ``train``.
     """
 
     train: Shards
@@ -412,6 +433,7 @@ class Dataset:
     counts: Mapping[str, int] = field(default_factory=dict)
     truth: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     span: tuple[int, int] | None = None
+    past: Shards | None = None
 
 
 class Source(Protocol):

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from fedemb.manifolds import Euclidean
 from fedemb.run.baselines import _smooth_own
-from fedemb.server.optimizers import RowOptimizer
+from fedemb.server.optimizers import RowOptimizer, Settings
 from fedemb.server.prior import RandomWalk
 from fedemb.train.apply import apply_
 from fedemb.train.personal import PersonalRows
 from fedemb.types import RowTotal, RowUpdates, Table, Total, Updates
-from fedemb.walk import smooth_, smoothed
+from fedemb.walk import Evidence, smooth_, smoothed
 
 
 def by_least_squares(points: np.ndarray, weights: np.ndarray, precision: float) -> np.ndarray:
@@ -59,7 +59,7 @@ SPEC = Table("item_slice", 12, 2, Euclidean(torch.float64), 0.0, num_slices=4, w
 def test_only_entities_that_moved_are_smoothed() -> None:
     table = torch.randn(12, 2, dtype=torch.float64)
     before = table.clone()
-    smooth_(SPEC, table, torch.tensor([5, 6]))
+    smooth_(SPEC, table, torch.tensor([5, 6]), torch.ones(12))
     assert torch.equal(table[:4], before[:4])
     assert torch.equal(table[8:], before[8:])
     expected = by_least_squares(before[4:8].numpy(), np.ones(4), 2.0)
@@ -101,22 +101,44 @@ def test_rows_of_earlier_rounds_are_held_by_what_they_stand_on() -> None:
     np.testing.assert_allclose(tables["item_slice"][[5, 6], 0].numpy(), [2 / 3, 1 / 3], atol=1e-4)
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+@pytest.mark.parametrize("weights", [None, torch.tensor([5.0, 5.0])], ids=["sums", "means"])
+def test_a_slice_that_nobody_saw_lies_between_those_that_somebody_did(
+    rule: str, weights: torch.Tensor | None
+) -> None:
+    """Twenty rounds with a weak prior, as it is shipped: the ends are pulled to 1 and 3, and what is between follows."""
+    spec = Table("item_slice", 14, 1, Euclidean(), 0.0, num_slices=7, walk=0.01)
+    tables, rows = {"item_slice": torch.zeros(14, 1)}, torch.tensor([7, 13])
+    optimizer = RandomWalk(RowOptimizer((spec,), rule, Settings(learning_rate=0.3, tau=0.05)), (spec,))
+    for _ in range(20):
+        step = 0.5 * (torch.tensor([[1.0], [3.0]]) - tables["item_slice"][rows])
+        optimizer.step(tables, {}, Total({"item_slice": RowTotal(rows, step, weights)}, {}, 1))
+    own = tables["item_slice"][7:].flatten()
+    first, last = float(own[0]), float(own[-1])
+    assert last - first > 1
+    np.testing.assert_allclose(own.numpy(), np.linspace(first, last, 7), atol=1e-3)
+    assert not tables["item_slice"][:7].any()
+
+
 def test_pooled_and_lonely_clients_have_the_same_prior() -> None:
     """What a cohort of one trained, and what clients trained who are alone, is smoothed as the server smooths."""
     rows, steps = torch.tensor([4, 6]), torch.randn(2, 2, dtype=torch.float64)
     moved = torch.zeros(12, 2, dtype=torch.float64)
     moved[rows] = steps
-    expected = by_least_squares(moved[4:8].numpy(), np.ones(4), 2.0)
+    expected = by_least_squares(moved[4:8].numpy(), np.array([1.0, 0, 1, 0]), 2.0)
     update = RowUpdates(rows, steps, torch.ones(2), torch.tensor([0, 2]))
     updates = Updates(np.array([0]), {"item_slice": update}, {}, torch.ones(1), {})
-    pooled = torch.zeros(12, 2, dtype=torch.float64)
-    apply_((SPEC,), {"item_slice": pooled}, {}, updates)
+    pooled, tuned = (torch.zeros(12, 2, dtype=torch.float64) for _ in range(2))
+    apply_((SPEC,), {"item_slice": pooled}, {}, updates, Evidence())
     np.testing.assert_allclose(pooled[4:8].numpy(), expected)
     assert not pooled[:4].any()
-    alone = replace(SPEC, shared=False)
-    lonely = PersonalRows(
-        alone, 0, torch.cat((torch.zeros_like(moved), moved)), torch.ones(2, dtype=torch.bool)
+    apply_((SPEC,), {"item_slice": tuned}, {}, updates)
+    np.testing.assert_allclose(
+        tuned.numpy(), moved.numpy(), err_msg="fine-tuning leaves rows where it puts them"
     )
+    alone = replace(SPEC, shared=False)
+    lonely = PersonalRows.empty(alone, 0, 2)
+    lonely.put(torch.tensor([16, 18]), steps)
     _smooth_own((alone,), {"item_slice": lonely})
     np.testing.assert_allclose(lonely.points[16:20].numpy(), expected)
     assert not lonely.points[:16].any()

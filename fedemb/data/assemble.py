@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedemb.data.events import Events, show_counts
-from fedemb.data.held_out import SPLITS, TRAIN, HoldOut, Label, check_no_future, client_blocks
+from fedemb.data.held_out import NEVER, SPLITS, TRAIN, HoldOut, Label, check_no_future, client_blocks
 from fedemb.data.shards import Shards, offsets_of, span_of
-from fedemb.data.shuffled import shuffled_times, with_times
+from fedemb.data.shuffled import session_starts, shuffled_times, with_times
 from fedemb.data.store import ShardBuilder
 from fedemb.data.vocabulary import OUT_OF_VOCABULARY, Vocabulary
 from fedemb.errors import DataError
@@ -109,22 +109,20 @@ def assemble(
                 "data.shuffle_times must be false where clients are cut one by one: it needs times, and a split by "
                 "data.validation_from, data.test_from or shares of time"
             )
-        times = shuffled_times(
-            [lines.columns["time"][label == TRAIN] for lines, label, _ in in_true_order()], seed
-        )
+        times = shuffled_times([session_starts(lines, label) for lines, label, _ in in_true_order()], seed)
 
-    def timed() -> Iterator[tuple[Shards, Label, int]]:
-        if times is None:
-            yield from in_true_order()
-            return
-        done = 0
+    def shuffled(times: Int64) -> Iterator[tuple[Shards, Label, int]]:
+        latest = (
+            lines.columns["time"][label == TRAIN].max(initial=-NEVER) for lines, label, _ in in_true_order()
+        )
+        done, last = 0, int(max(latest))
         for lines, label, num_dropped in in_true_order():
-            count = int((label == TRAIN).sum())
-            yield *with_times(lines, label, times[done : done + count]), num_dropped
+            count = len(session_starts(lines, label))
+            yield *with_times(lines, label, times[done : done + count], last), num_dropped
             done += count
 
-    def blocks() -> Iterator[tuple[Shards, Label, int]]:
-        for lines, label, num_dropped in timed():
+    def blocks(times: Int64 | None = times) -> Iterator[tuple[Shards, Label, int]]:
+        for lines, label, num_dropped in in_true_order() if times is None else shuffled(times):
             yield *((lines, label) if expand is None else expand(lines, label)), num_dropped
 
     entities = dict.fromkeys(assembly.entity_of.values())
@@ -159,6 +157,12 @@ def assemble(
             f"move data.test_from and data.validation_from, or lower {lower} and data.min_client_count"
         )
     check_no_future(train, held_out, cuts)
+    past = None
+    if times is not None:
+        truthful = _Writer(assembly, ids, {entity: len(known[entity]) for entity in seen}, {})
+        for lines, label, _ in blocks(None):
+            truthful.write(lines, label)
+        past = truthful.finish(train.num_clients)[0]
     counts["clients"] = train.num_clients
     return Dataset(
         train=train,
@@ -168,6 +172,7 @@ def assemble(
         entity_of=dict(assembly.entity_of),
         counts=counts,
         span=span_of(train),
+        past=past,
     )
 
 

@@ -43,8 +43,9 @@ class Interactions:
         positive: More columns that must be above zero, such as a price.
         since: ISO time; earlier events are not used at all. Null: all.
         until: ISO time; events from here on are not used at all. Null: all.
-        shuffle_times: A leak check: the training events' times are dealt anew among all of them, so that what
-            training could learn of time is lost. A model that does as well as before does not live on time, or it
+        shuffle_times: A leak check: the training sessions' times are dealt anew among all of them (a basket
+            moves as a whole), so that what training could learn of time is lost; what is known of clients when
+            they are measured keeps its times. A model that does as well as before does not live on time, or it
             knows the future.
         validation_from: ISO time; from here on events are validation, not training. Null: no such
             part, or, if ``test_from`` is null as well, by shares.

@@ -44,12 +44,15 @@ def with_names_of(dataset: Dataset, known: Mapping[str, Vocabulary]) -> Dataset:
         splits[split], dropped = _renumbered(shards, dataset.entity_of, other)
         counts[f"{split}_of_new_names"] = dropped
     train = splits.pop("training")
+    past = None if dataset.past is None else _renumbered(dataset.past, dataset.entity_of, other)[0]
     if not train.num_examples:
         raise DataError(
             "no training example is left in the names of the resumed run: none of its names stands in these data"
         )
     vocabularies = {entity: known.get(entity, own) for entity, own in dataset.vocabularies.items()}
-    return replace(dataset, train=train, held_out=splits, vocabularies=vocabularies, counts=counts, truth={})
+    return replace(
+        dataset, train=train, held_out=splits, vocabularies=vocabularies, counts=counts, truth={}, past=past
+    )
 
 
 def _renumbered(

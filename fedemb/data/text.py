@@ -55,9 +55,9 @@ class Text:
         min_client_count: Clients with fewer training words (of the vocabulary) are dropped.
         since: ISO time; earlier documents are not used at all. Null: all.
         until: ISO time; documents from here on are not used at all. Null: all.
-        shuffle_times: A leak check: the training documents' times are dealt anew among all of them, so that what
-            training could learn of time is lost. A model that does as well as before does not live on time, or it
-            knows the future.
+        shuffle_times: A leak check: the training documents' times are dealt anew among all of them, so that
+            what training could learn of time is lost; what is known of clients when they are measured keeps its
+            times. A model that does as well as before does not live on time, or it knows the future.
         validation_from: ISO time; from here on documents are validation. Null: no such part, or, if ``test_from`` is
             null as well, by shares.
         test_from: ISO time; from here on documents are test.

@@ -14,6 +14,7 @@ DAY = 86_400
 _MONTHS = {"month": 1, "quarter": 3, "year": 12, "decade": 120}
 _DAYS = {"day": 1, "week": 7}
 _MOST_SLICES = 10_000
+_MOST = 1_000  # units in a slice: a thousand decades are more than dates hold
 
 
 def time_slices(span: tuple[int, int], length: str) -> Int64:
@@ -32,12 +33,12 @@ def time_slices(span: tuple[int, int], length: str) -> Int64:
     >>> [show_time(int(t))[:10] for t in time_slices((0, 40 * DAY), "month")]
     ['1970-01-01', '1970-02-01', '1970-03-01']
     """
-    found = re.fullmatch(r"\s*(\d*)\s*([a-z]+?)s?\s*", str(length))
+    found = re.fullmatch(r"\s*(\d{0,6})\s*([a-z]+?)s?\s*", str(length).lower())
     unit = found[2] if found else ""
     count = int(found[1] or 1) if found else 0
-    if unit not in {**_MONTHS, **_DAYS} or count < 1:
+    if unit not in {**_MONTHS, **_DAYS} or not 1 <= count <= _MOST:
         raise SettingError(
-            f"task.slice must be {', '.join([*_DAYS, *_MONTHS])}, or several of them (10 days), got {length!r}"
+            f"task.slice must be {', '.join([*_DAYS, *_MONTHS])}, or up to {_MOST:,} of them (10 days), got {length!r}"
         )
     first, last = span
     if unit in _DAYS:

@@ -10,6 +10,7 @@ import numpy as np
 from fedemb.data.shards import Shards, join
 from fedemb.errors import SettingError
 from fedemb.evaluate.alarm import chance
+from fedemb.evaluate.context import ContextPrediction
 from fedemb.evaluate.hierarchy import Reconstruction
 from fedemb.evaluate.pairs import PairClassification
 from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
@@ -17,7 +18,7 @@ from fedemb.evaluate.ranking import Ranking, asked_at, history_before
 from fedemb.evaluate.sampled import sampled_metrics
 from fedemb.evaluate.triples import LinkPrediction
 from fedemb.tasks.hierarchical import Hierarchical
-from fedemb.types import Dataset, Evaluation, Int64, LinkPredictor, Recommender, Task
+from fedemb.types import ContextPredictor, Dataset, Evaluation, Int64, LinkPredictor, Recommender, Task
 
 REFERENCES = ("popularity", "popularity_any_time", "recent_popularity", "own_repeats", "item_cosine")
 
@@ -68,6 +69,8 @@ def _evaluation(task: Task, dataset: Dataset) -> Evaluation | None:
     if split is None or not dataset.held_out[split].num_examples:
         return None
     held_out: Shards = dataset.held_out[split]
+    if isinstance(task, ContextPredictor) and task.by_context:
+        return ContextPrediction(task, held_out, split)
     if "item" in columns and isinstance(task, Recommender):
         now = asked_at(dataset, split)
         return Ranking(task, history_before(dataset, split), held_out, split=split, now=now)
@@ -85,6 +88,8 @@ def measurable(evaluation: Evaluation, dataset: Dataset) -> Int64:
             return np.flatnonzero(evaluation.test.sizes > 0)
         case LinkPrediction():
             return np.flatnonzero(evaluation.triples.sizes > 0)
+        case ContextPrediction():
+            return np.flatnonzero(evaluation.held_out.sizes > 0)
         case PairClassification():
             return np.flatnonzero(evaluation.pairs.sizes > 0)
         case _:

@@ -201,7 +201,8 @@ def history_before(dataset: Dataset, split: str) -> tuple[Shards, ...]:
             f"a split must be held out by the data to be ranked, got {split!r}; there are {there}"
         )
     between = [name for name in ("validation",) if name in dataset.held_out and split == "test"]
-    return (dataset.train, *(dataset.held_out[name] for name in between))
+    past = dataset.train if dataset.past is None else dataset.past
+    return (past, *(dataset.held_out[name] for name in between))
 
 
 def asked_at(dataset: Dataset, split: str) -> Int64 | None:

@@ -30,7 +30,7 @@ from fedemb.types import (
     Table,
     Task,
 )
-from fedemb.walk import smooth_
+from fedemb.walk import Evidence, smooth_
 
 _LOCAL_BYTES = 1 << 29
 
@@ -65,7 +65,7 @@ def centralized(
     tables, dense = parts.initial()
     personal = personal_rows(parts.task.tables, 0, data.num_clients)
     everybody, one = np.arange(data.num_clients, dtype=np.int64), np.zeros(1, dtype=np.int64)
-    evaluated, memory = None, OptimizerMemory()
+    evaluated, memory, evidence = None, OptimizerMemory(), Evidence()
     for number in range(1, passes + 1):
         begin = time.perf_counter()
         updates = concatenate(
@@ -75,7 +75,7 @@ def centralized(
                 )
             )
         )
-        apply_(parts.task.tables, tables, dense, updates)
+        apply_(parts.task.tables, tables, dense, updates, evidence)
         line = {
             "phase": "centralized",
             "round": number,
@@ -215,12 +215,11 @@ def _alone(
 
 
 def _smooth_own(tables: tuple[Table, ...], rows: Mapping[str, PersonalRows]) -> None:
-    """The prior of the slices of time for clients that are alone; what they never looked up is zero, and stays."""
+    """The prior of the slices of time for clients that are alone."""
     for table in tables:
-        if table.num_slices > 1:
-            points = rows[table.name].points
-            moved = torch.nonzero(points.view(-1, table.num_slices * points.shape[1]).any(1))[:, 0]
-            smooth_(table, points, moved * table.num_slices)
+        own = rows[table.name]
+        if table.num_slices > 1 and own.touched is not None:
+            smooth_(table, own.points, torch.nonzero(own.touched)[:, 0], own.touched)
 
 
 def _joined(results: list[Evaluated], clients: Int64, num_clients: int) -> Evaluated:

@@ -36,7 +36,7 @@ from fedemb.serve.gate import App, gate
 from fedemb.serve.queue import KeyReusedError, QueueFullError
 from fedemb.serve.rows import Version, nearest
 from fedemb.serve.service import Service
-from fedemb.types import Table, Temporal
+from fedemb.types import Table
 
 _SAVE_SECONDS = 60.0
 _MOST_NEIGHBOURS = 1000
@@ -100,11 +100,11 @@ def _add_health(api: FastAPI, service: Service) -> None:
 
 def _table(service: Service, name: str | None, where: str) -> Table:
     if name is None:
-        return next(iter(service.tables.values()))
-    if name not in service.tables:
-        known = ", ".join(service.tables)
+        return next(iter(service.visible.values()))
+    if name not in service.visible:
+        known = ", ".join(service.visible)
         raise _problem(422, [where, "table"], f"table must be one of {known}, got {name!r}", "unknown_table")
-    return service.tables[name]
+    return service.visible[name]
 
 
 def _rows(service: Service, table: Table, names: Sequence[str], where: str) -> Tensor:
@@ -120,12 +120,13 @@ def _rows(service: Service, table: Table, names: Sequence[str], where: str) -> T
 
 
 def _moment(service: Service, table: Table, time: int | float | str | None, where: str) -> int | None:
-    if time is None:
-        return None
-    if not isinstance(service.task, Temporal):
+    task, main = service.temporal, next(iter(service.visible.values()))
+    if time is None:  # as they are now: in the last slice of time
+        return None if task is None or table is not main else int(task.slices[-1]) - 1
+    if task is None:
         message = "vectors of this run do not depend on time; leave time out"
         raise _problem(422, [where, "time"], message, "no_time")
-    if table is not next(iter(service.tables.values())):
+    if table is not main:
         message = f"only the main table depends on time, got {table.name!r}; leave time out"
         raise _problem(422, [where, "time"], message, "no_time")
     seconds = read_times([time])[0]
@@ -182,7 +183,7 @@ def _add_look_ups(api: FastAPI, service: Service) -> None:
         return Tables(
             version=version.number,
             sequence=version.sequence,
-            depends_on_time=isinstance(service.task, Temporal),
+            depends_on_time=service.temporal is not None,
             learns=service.why_not is None,
             why_not=service.why_not,
             tables=[
@@ -194,7 +195,7 @@ def _add_look_ups(api: FastAPI, service: Service) -> None:
                     manifold=t.manifold.name,
                     curvature=t.manifold.curvature,
                 )
-                for t in service.tables.values()
+                for t in service.visible.values()
             ],
         )
 

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from fedemb.data.assemble import in_order
+from fedemb.data.held_out import DAY
 from fedemb.data.shards import Column, Shards, group_by_client, join, offsets_of
 from fedemb.types import Int64, Task
 
@@ -77,8 +80,8 @@ class Tails:
         return Shards({name: c[slots][filled] for name, c in self.columns.items()}, offsets_of(sizes))
 
     def add(self, slots: Int64, lines: Shards) -> None:
-        """Remembers the last of these lines, client by client in the order of ``slots``."""
-        both = join([self.of(slots), lines])
+        """Remembers the latest of these lines, client by client in the order of ``slots``."""
+        both = in_order(join([self.of(slots), lines]))
         length = next(iter(self.columns.values())).shape[1]
         sizes = np.minimum(both.sizes, length)
         from_end = np.repeat(both.offsets[1:], both.sizes) - np.arange(both.num_examples)
@@ -90,18 +93,30 @@ class Tails:
 
 
 def new_examples(task: Task, tails: Shards, lines: Shards) -> Shards:
-    """Examples that come about by these lines: those of past and present together, less those of the past alone.
+    """Examples that come about by these lines, put in the order of time among what their clients did before.
 
-    Right for every task whose examples of a sequence's beginning are among those of the whole.
+    A line that comes late is one of the past: it sees what was before it, and changes no example of what came after.
+
+    Where a task makes one example of each line, those of the new lines. Else those of past and present together, less
+    those of the past alone: right for every task whose examples of a sequence's beginning are among those of the whole.
 
     Args:
         task: What is learnt.
         tails: Past lines of the same clients, in the same order; none of a client that has no past.
         lines: New ones.
     """
-    examples = task.examples(join([tails, lines]))
+    marked = [
+        Shards({**part.columns, "_new": np.full(part.num_examples, new)}, part.offsets)
+        for part, new in ((tails, False), (lines, True))
+    ]
+    both = in_order(join(marked))
+    new = both.columns["_new"]
+    both = Shards({name: column for name, column in both.columns.items() if name != "_new"}, both.offsets)
+    examples = task.examples(both)
     if not tails.num_examples:
         return examples
+    if np.array_equal(examples.offsets, both.offsets):
+        return _chosen(examples, new)
     past = task.examples(tails)
     if not past.num_examples:
         return examples
@@ -113,7 +128,10 @@ def new_examples(task: Task, tails: Shards, lines: Shards) -> Shards:
     ordered = now[order]
     rank = np.empty(len(now), dtype=np.int64)  # how many alike stand before it
     rank[order] = np.arange(len(now)) - np.searchsorted(ordered, ordered)
-    fresh = rank >= np.bincount(before, minlength=int(kind.max()) + 1)[now]
+    return _chosen(examples, rank >= np.bincount(before, minlength=int(kind.max()) + 1)[now])
+
+
+def _chosen(examples: Shards, fresh: npt.NDArray[np.bool_]) -> Shards:
     columns = {name: column[fresh] for name, column in examples.columns.items()}
     return group_by_client(columns, examples.owners()[fresh], examples.num_clients)
 
@@ -129,12 +147,25 @@ def _keys(shards: Shards) -> Int64:
 
 
 def joins_lines(task: Task, dtypes: Mapping[str, str]) -> bool:
-    """Whether a task's examples join several lines of a client: two lines make other examples than one and one."""
+    """Whether a task's examples join several lines of a client: two lines make other examples than one and one.
 
-    def num_examples(num_lines: int) -> int:
+    Asked of two lines of one session, and of two sessions a day apart.
+    """
+    for apart in (0, 1):
+        steps = np.arange(2) * apart
         columns: dict[str, Column] = {
-            name: np.zeros(num_lines, dtype=dtype) for name, dtype in dtypes.items()
+            name: (steps * DAY if name == "time" else steps if name == "session" else np.zeros(2)).astype(
+                dtype
+            )
+            for name, dtype in dtypes.items()
         }
-        return task.examples(Shards(columns, np.array([0, num_lines], dtype=np.int64))).num_examples
-
-    return num_examples(2) != 2 * num_examples(1)
+        together, alone = (
+            task.examples(Shards(columns, np.array(offsets, dtype=np.int64)))
+            for offsets in ([0, 2], [0, 1, 2])
+        )
+        if together.num_examples != alone.num_examples:
+            return True
+        for name, column in together.columns.items():
+            if not np.array_equal(column, alone.columns[name]):
+                return True
+    return False

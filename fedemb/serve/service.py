@@ -64,6 +64,8 @@ class Service:
         self.task, self.why_not = _rebuilt(self.run)
         tables, dense = self.run.tensors()
         self.tables = {name: _table_of(self.run, name, tables[name]) for name in self.run.tables}
+        # Rows of slices are looked up by time, through the main table.
+        self.visible = {name: table for name, table in self.tables.items() if table.num_slices == 1}
         self.names = {entity: v.to_list() for entity, v in self.run.vocabularies.items()}
         self.ids = {
             entity: {name: at for at, name in enumerate(names)} for entity, names in self.names.items()
@@ -83,6 +85,11 @@ class Service:
         self._applied_at = time.monotonic()
         self._changed = threading.Condition()
         self.at_time = lru_cache(maxsize=4)(self._at_time)
+
+    @property
+    def temporal(self) -> Temporal | None:
+        """The task, if its vectors depend on time."""
+        return self.task if isinstance(self.task, Temporal) and self.task.moves else None
 
     def start(self) -> None:
         """Takes up the last state and begins to learn; ready once all that was accepted is applied.
@@ -186,4 +193,12 @@ def _table_of(run: Run, name: str, tensor: Tensor) -> Table:
     dtype = str(tensor.dtype).removeprefix("torch.")
     curvature = facts["curvature"] or -1.0  # flat space has no use for it
     space = manifold(facts["manifold"], curvature, dtype)
-    return Table(name, facts["rows"], facts["dim"], space, 0.0, entity=facts["entity"])
+    return Table(
+        name,
+        facts["rows"],
+        facts["dim"],
+        space,
+        0.0,
+        entity=facts["entity"],
+        num_slices=facts.get("slices", 1),
+    )

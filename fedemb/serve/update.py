@@ -6,6 +6,9 @@
                                          │
                                          └── touched rows as they are now ──> Change, for the readers
 
+The random walk of rows in slices of time (fedemb/walk.py) is not solved for again: a window brings no new data to older
+slices, and a prior that is applied window after window would wear away what they know.
+
 What a window does follows from the state before it, its number and its interactions, so it can be applied again.
 """
 
@@ -15,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedemb.aggregate.plain import Plain
@@ -26,7 +30,7 @@ from fedemb.serve.state import State
 from fedemb.server.optimizers import RowOptimizer
 from fedemb.train.personal import rows_of
 from fedemb.train.rows import LocalTraining, train_cohort
-from fedemb.types import Int64, Task, Total
+from fedemb.types import Int64, Task, Total, Updates
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,9 @@ class Updater:
         if state.tails is not None:
             state.tails.forget(forgotten)
         clients, examples = self._examples(state, entries, slots)
-        total = self._total(state, clients, examples)
+        total, broken = self._total(state, clients, examples)
         state.number, state.sequence = window.number, window.last
-        if total is None:
-            state.rejected += len(entries)
-            return Change(window.number, window.last, {}, {}, {})
+        state.rejected += int(np.isin(slots, broken).sum())
         shared = tuple(table for table in self.task.tables if table.shared)
         RowOptimizer(shared).step(state.tables, state.dense, total)
         rows = {name: part.rows.cpu() for name, part in total.tables.items()}
@@ -94,36 +96,61 @@ class Updater:
             {**examples.columns, "weight": (weight * share).astype(np.float32)}, examples.offsets
         )
 
-    def _total(self, state: State, clients: Int64, examples: Shards) -> Total | None:
-        """The sum of the clients' updates; None if it is no number, and then personal rows stay as well."""
+    def _total(self, state: State, clients: Int64, examples: Shards) -> tuple[Total, Int64]:
+        """The sum of the clients' updates, and the clients whose update is no number: these are left out."""
         shared = tuple(table for table in self.task.tables if table.shared)
-        if not examples.num_examples:
-            return Total({}, {}, 0)
         before = rows_of(state.personal, clients, self.seed, state.tables)
+        updates = self._updates(state, clients, examples)
+        fine = _finite(updates, len(clients))
+        for rows in rows_of(state.personal, clients, self.seed, state.tables).values():
+            fine &= rows.isfinite().flatten(1).all(1).numpy()
+        if not fine.all():  # once more, as if the others had not come
+            for name, points in before.items():
+                own = state.personal[name]
+                each = np.arange(own.table.num_rows, dtype=np.int64)
+                keys = torch.from_numpy((clients[:, None] * own.table.num_rows + each).ravel())
+                own.put(keys, points.reshape(len(keys), -1))
+            updates = self._updates(state, clients[fine], examples.take(np.flatnonzero(fine)))
+        if not updates:
+            return Total({}, {}, 0), clients[~fine]
         aggregator = Plain(shared, rows="sum")
+        for part in updates:
+            aggregator.add(part, state.tables)
+        return aggregator.finish(state.tables), clients[~fine]
+
+    def _updates(self, state: State, clients: Int64, examples: Shards) -> list[Updates]:
+        if not examples.num_examples:
+            return []
         round = self.first_round + state.number + 1
-        for updates in train_cohort(
-            self.task,
-            state.tables,
-            state.dense,
-            state.personal,
-            examples,
-            clients,
-            self.training,
-            self.seed,
-            round,
-        ):
-            aggregator.add(updates, state.tables)
-        total = aggregator.finish(state.tables)
-        steps = [*(part.steps for part in total.tables.values()), *total.dense.values()]
-        if all(bool(step.isfinite().all()) for step in steps):
-            return total
-        for name, points in before.items():
-            own = state.personal[name]
-            each = np.arange(own.table.num_rows, dtype=np.int64)
-            keys = torch.from_numpy((clients[:, None] * own.table.num_rows + each).ravel())
-            own.put(keys, points.reshape(len(keys), -1))
-        return None
+        return list(
+            train_cohort(
+                self.task,
+                state.tables,
+                state.dense,
+                state.personal,
+                examples,
+                clients,
+                self.training,
+                self.seed,
+                round,
+            )
+        )
+
+
+def _finite(updates: list[Updates], num_clients: int) -> npt.NDArray[np.bool_]:
+    """Whether all numbers of each client's update are finite ``(clients,)``."""
+    if not updates:
+        return np.ones(num_clients, dtype=np.bool_)
+    found = []
+    for part in updates:
+        fine = torch.ones(len(part.clients), dtype=torch.bool)
+        for rows in part.tables.values():
+            owner = torch.repeat_interleave(torch.arange(len(part.clients)), rows.offsets.diff())
+            fine[owner[~rows.values.isfinite().all(1).cpu()]] = False
+        for value in part.dense.values():
+            fine &= value.isfinite().reshape(len(value), -1).all(1).cpu()
+        found.append(fine.numpy())
+    return np.concatenate(found)
 
 
 def streaming(training: LocalTraining, learning_rate: float | None) -> LocalTraining:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fedemb.types import RowTotal, ServerOptimizer, Table, Total
-from fedemb.walk import smooth_
+from fedemb.types import ServerOptimizer, Table, Total
+from fedemb.walk import Evidence, smooth_
+
+_EVIDENCE = "/evidence"
 
 
 @dataclass
@@ -18,23 +20,12 @@ class RandomWalk:
     Attributes:
         inner: Makes the step.
         tables: The shared tables.
+        evidence: What their rows stand on.
     """
 
     inner: ServerOptimizer
     tables: tuple[Table, ...]
-    _seen: dict[str, Tensor] = field(default_factory=dict)
-
-    def _evidence(self, spec: Table, total: RowTotal) -> Tensor | None:
-        """What each row stands on: the mean over all rounds of what steps stood on; None where steps are sums."""
-        if total.weights is None:
-            return None
-        name = f"{spec.name}/evidence"
-        if name not in self._seen:
-            self._seen[name] = total.steps.new_zeros(spec.num_rows + 1)
-        seen = self._seen[name]
-        seen[total.rows] += total.weights.to(seen)
-        seen[-1] += 1
-        return seen[:-1] / seen[-1]
+    evidence: Evidence = field(default_factory=Evidence)
 
     def step(self, tables: Mapping[str, Tensor], dense: Mapping[str, Tensor], total: Total) -> None:
         """Moves every touched row, and then all slices of the entities touched."""
@@ -42,14 +33,15 @@ class RandomWalk:
         for spec in self.tables:
             if spec.num_slices > 1 and spec.name in total.tables:
                 own = total.tables[spec.name]
-                smooth_(spec, tables[spec.name], own.rows, self._evidence(spec, own))
+                smooth_(spec, tables[spec.name], own.rows, self.evidence.of(spec, own.rows, own.weights))
 
     def state(self) -> dict[str, Tensor]:
         """All state by name: the inner optimiser's, and what rows stand on."""
-        return {**self.inner.state(), **self._seen}
+        own = {f"{name}{_EVIDENCE}": seen for name, seen in self.evidence.seen.items()}
+        return {**self.inner.state(), **own}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes up from what ``state`` returned."""
-        own = {name: value for name, value in state.items() if name.endswith("/evidence")}
-        self._seen = own
+        own = {name: value for name, value in state.items() if name.endswith(_EVIDENCE)}
+        self.evidence = Evidence({name.removesuffix(_EVIDENCE): value for name, value in own.items()})
         self.inner.restore({name: value for name, value in state.items() if name not in own})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fedemb.data.cells import show_time
 from fedemb.data.shards import Shards
 from fedemb.data.time_slices import slice_of, time_slices
 from fedemb.data.vocabulary import OUT_OF_VOCABULARY
@@ -20,6 +22,8 @@ from fedemb.manifolds import Euclidean
 from fedemb.tasks.contexts import DAY, NOTHING, earlier_items, latest_items, neighbours
 from fedemb.tasks.noise import uniform_ids
 from fedemb.types import Batch, Dataset, Dense, Exclusion, Int64, Table
+
+_log = logging.getLogger("fedemb")
 
 ROWS = ("static", "slices", "continuous")
 STATES = ("mean", "exponential", "gated")
@@ -165,6 +169,7 @@ class Dynamic:
             if index == OUT_OF_VOCABULARY:
                 raise SettingError(f"task.follow must name items of the vocabulary, got {name!r}")
         bounds = time_slices(dataset.span, slice)
+        _warn_of_empty(np.asarray(dataset.train.columns["time"]), bounds, slice)
         return Dynamic(
             len(names), bounds, dim, negatives, own_negatives if repeats else 0, rows, state, context, length,
             repeats, walk, num_waves, l2, init_scale, temperature, gated_steps, tuple(follow),
@@ -237,7 +242,11 @@ class Dynamic:
 
     def examples(self, shards: Shards) -> Shards:
         """Every event with its context: ``context`` ``(lines, length)`` int32, -1 for nothing, ``age`` in days."""
-        columns = {n: shards.columns[n] for n in ("item", "time", "weight", "owner") if n in shards.columns}
+        columns = {
+            n: shards.columns[n]
+            for n in ("item", "time", "session", "weight", "owner")
+            if n in shards.columns
+        }
         if self.context == "window":
             columns["context"] = neighbours(shards, self.length)
         else:
@@ -393,27 +402,10 @@ class Dynamic:
             raise ValueError("task=dynamic must be told when a client is asked, got no time")
         item = tables["item"]
         taken, days = latest_items(history, self.length, now)
-        ids, age = (torch.from_numpy(part).to(item.device) for part in (taken, days))
+        context, age = (torch.from_numpy(part).to(item.device) for part in (taken, days))
         asked = torch.from_numpy(now).to(item.device)
         own = {d.name: tables[d.name].expand(len(now), *d.shape) for d in self.dense}
-        age = age.to(item.dtype)
-        present = ids != NOTHING
-        state = self._state(tables["context"][ids.clamp(min=0).long()], present, age, own) / self.temperature
-        affinity = state @ item.T
-        if self.rows != "slices":
-            biases = tables["bias"][:, 0].expand(len(now), -1)
-        if self.rows == "continuous":
-            features = self.features(asked, own.get("wave"), item.dtype)
-            lifted = (features[:, :, None] * state[:, None]).flatten(1)
-            affinity = affinity + lifted @ tables["item_wave"].T
-            biases = biases + features @ tables["bias_wave"].T
-        if self.rows == "slices":
-            at = slice_of(now, self.bounds)
-            affinity, biases = affinity.clone(), torch.empty_like(affinity)
-            for number in np.unique(at):
-                here = torch.from_numpy(np.flatnonzero(at == number)).to(item.device)
-                affinity[here] += state[here] @ tables["item_slice"][number :: self.num_slices].T
-                biases[here] = tables["bias_slice"][number :: self.num_slices, 0]
+        biases, affinity = self._of_all_items(tables, own, context, age.to(item.dtype), asked)
         scores = biases + affinity
         if not self.repeats:
             return scores
@@ -424,6 +416,56 @@ class Dynamic:
             tables["repeat"][which], own["repeating"][client],
         )  # fmt: skip
         return scores.index_put((client, which), gain[:, 0], accumulate=True)
+
+    def _of_all_items(
+        self,
+        tables: Mapping[str, Tensor],
+        dense: Mapping[str, Tensor],
+        context: Tensor,
+        age: Tensor | None,
+        time: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Biases and affinities ``(asked, items)`` of every item for each context at its time.
+
+        Args:
+            tables: All tables.
+            dense: ``(asked, *shape)``.
+            context: ``(asked, length)`` items, -1 for nothing.
+            age: ``(asked, length)`` days, where contexts have ages.
+            time: ``(asked,)`` epoch seconds.
+        """
+        item, present = tables["item"], context != NOTHING
+        state = (
+            self._state(tables["context"][context.clamp(min=0).long()], present, age, dense)
+            / self.temperature
+        )
+        affinity = state @ item.T
+        if self.rows != "slices":
+            biases = tables["bias"][:, 0].expand(len(time), -1)
+        if self.rows == "continuous":
+            features = self.features(time, dense.get("wave"), item.dtype)
+            lifted = (features[:, :, None] * state[:, None]).flatten(1)
+            affinity = affinity + lifted @ tables["item_wave"].T
+            biases = biases + features @ tables["bias_wave"].T
+        if self.rows == "slices":
+            at = slice_of(time.cpu().numpy(), self.bounds)
+            biases = torch.empty_like(affinity)
+            for number in np.unique(at):
+                here = torch.from_numpy(np.flatnonzero(at == number)).to(item.device)
+                affinity[here] += state[here] @ tables["item_slice"][number :: self.num_slices].T
+                biases[here] = tables["bias_slice"][number :: self.num_slices, 0]
+        return biases, affinity
+
+    @property
+    def by_context(self) -> bool:
+        """Whether an item is predicted from what stands on both sides of it, and not from a client's past."""
+        return self.context == "window"
+
+    def context_scores(self, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Scores ``(examples, items)`` of every item in the place of each example's own, by its context and time."""
+        own = {d.name: tables[d.name].expand(len(batch["time"]), *d.shape) for d in self.dense}
+        biases, affinity = self._of_all_items(tables, own, batch["context"], batch.get("age"), batch["time"])
+        return biases + affinity
 
     def _memories(self, history: Shards, now: Tensor) -> tuple[Tensor, Tensor]:
         """Every ``client * num_items + item`` that was taken, and what is remembered of it, by decay."""
@@ -447,6 +489,18 @@ class Dynamic:
                 "f,ifd->id", features, tables["item_wave"].view(len(item), -1, self.dim)
             )
         return item
+
+
+def _warn_of_empty(times: Int64, bounds: Int64, length: str) -> None:
+    """Says so where most slices have no event: one date that is far off makes thousands of them."""
+    filled = len(np.unique(slice_of(times, bounds)))
+    if len(times) and filled < (len(bounds) - 1) / 2:
+        _log.warning(
+            "task.slice=%s makes %d slices from %s to %s, and %d of them have no training event: is a date far off? "
+            "data.since and data.until leave such ones out",
+            length, len(bounds) - 1, show_time(int(bounds[0]))[:10], show_time(int(bounds[-1]))[:10],
+            len(bounds) - 1 - filled,
+        )  # fmt: skip
 
 
 def _remembered(age: Tensor) -> Tensor:

@@ -25,18 +25,21 @@ class PersonalRows:
         first: The first client.
         points: ``(clients * num_rows, coordinates)``.
         known: ``(clients,)`` bool: whether the client's rows exist yet.
+        touched: ``(clients * num_rows,)`` bool: rows that were ever trained, of tables with slices of time; else None.
     """
 
     table: Table
     first: int
     points: Tensor
     known: Tensor
+    touched: Tensor | None = None
 
     @staticmethod
     def empty(table: Table, first: int, num_clients: int) -> PersonalRows:
         shape = (num_clients * table.num_rows, table.manifold.num_coordinates(table.dim))
         points = torch.zeros(shape, dtype=table.manifold.dtype)
-        return PersonalRows(table, first, points, torch.zeros(num_clients, dtype=torch.bool))
+        touched = torch.zeros(len(points), dtype=torch.bool) if table.num_slices > 1 else None
+        return PersonalRows(table, first, points, torch.zeros(num_clients, dtype=torch.bool), touched)
 
     @staticmethod
     def at_origin(table: Table, first: int, num_clients: int) -> PersonalRows:
@@ -70,7 +73,10 @@ class PersonalRows:
 
     def put(self, keys: Tensor, points: Tensor) -> None:
         """Stores points back under their keys."""
-        self.points[keys - self.first * self.table.num_rows] = points
+        at = keys - self.first * self.table.num_rows
+        self.points[at] = points
+        if self.touched is not None:
+            self.touched[at] = True
 
     def of(self, clients: Int64, seed: int) -> Tensor:
         """All rows ``(clients, num_rows, coordinates)`` of these clients."""

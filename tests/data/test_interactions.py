@@ -12,7 +12,9 @@ import pytest
 from fedemb.data.held_out import HoldOut
 from fedemb.data.interactions import Interactions
 from fedemb.data.partition import IID, ByColumn, Dirichlet, Natural
+from fedemb.data.shards import Shards
 from fedemb.errors import DataError, SettingError
+from fedemb.evaluate.ranking import history_before
 from fedemb.types import Dataset, Source
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "online_retail" / "online_retail.csv.gz"
@@ -401,20 +403,33 @@ def test_shuffled_times_stay_in_training_and_nothing_else_changes(tmp_path: Path
     path = many(tmp_path)
     true, shuffled = (load(path, test_from="2020-04-01", shuffle_times=flag) for flag in (False, True))
     before, after = true.train, shuffled.train
-    assert sorted(before.columns["time"]) == sorted(after.columns["time"])
     assert np.array_equal(before.sizes, after.sizes)
+    assert after.columns["time"].max() <= before.columns["time"].max()
+
+    def baskets(shards: Shards) -> tuple[list, list]:
+        """Items of each client's sessions, and when each begins."""
+        found: dict[tuple[int, int], list] = {}
+        for owner, session, item, time in zip(
+            shards.owners(), *(shards.columns[n].tolist() for n in ("session", "item", "time")), strict=True
+        ):
+            found.setdefault((int(owner), session), []).append((item, time))
+        items = sorted((owner, sorted(i for i, _ in lines)) for (owner, _), lines in found.items())
+        return items, sorted(min(t for _, t in lines) for lines in found.values())
+
+    (items, starts), (same_items, same_starts) = baskets(before), baskets(after)
+    assert items == same_items, "what was taken together stays together"
+    assert starts == same_starts, "the sessions have each other's times"
     for client in range(before.num_clients):
-        one, other = (part.take(np.array([client])) for part in (before, after))
-        assert sorted(one.columns["item"]) == sorted(other.columns["item"])
-        assert (np.diff(other.columns["time"]) >= 0).all()
-    moved = before.columns["time"] != after.columns["time"]
-    assert moved.mean() > 0.9
+        assert (np.diff(after.take(np.array([client])).columns["time"]) >= 0).all()
+    assert (before.columns["time"] != after.columns["time"]).mean() > 0.9
     for name, column in true.held_out["test"].columns.items():
-        if name != "session":
-            assert np.array_equal(column, shuffled.held_out["test"].columns[name])
-    days = after.columns["time"] // 86_400
-    same_day = (np.diff(days) == 0) & (np.diff(after.owners()) == 0)
-    assert np.array_equal(np.diff(after.columns["session"]) == 0, same_day)
+        assert np.array_equal(column, shuffled.held_out["test"].columns[name])
+    assert true.past is None
+    assert shuffled.past is not None
+    for name, column in before.columns.items():
+        assert np.array_equal(column, shuffled.past.columns[name]), "what is known of clients keeps its times"
+    (history,) = history_before(shuffled, "test")
+    assert history is shuffled.past
 
 
 def test_shuffled_times_do_not_depend_on_memory(tmp_path: Path) -> None:

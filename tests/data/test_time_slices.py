@@ -22,6 +22,7 @@ def at(text: str) -> int:
         ("decade", ["1960-01-01", "1970-01-01", "1980-01-01"]),
         ("50 days", ["1969-11-07", "1969-12-27", "1970-02-15"]),
         ("week", None),
+        ("Week", None),
     ],
 )
 def test_slices_cover_the_span_and_the_last_is_whole(length: str, expected: list[str] | None) -> None:
@@ -36,7 +37,9 @@ def test_slices_cover_the_span_and_the_last_is_whole(length: str, expected: list
         assert bounds.tolist() == [at(text) for text in expected]
 
 
-@pytest.mark.parametrize("length", ["fortnight", "0 days", "-1 day", "", "3"])
+@pytest.mark.parametrize(
+    "length", ["fortnight", "0 days", "-1 day", "", "3", "99999999999999999999 years", "1001 days"]
+)
 def test_no_such_length(length: str) -> None:
     with pytest.raises(SettingError, match=r"task\.slice must be day, week"):
         time_slices((0, DAY), length)

@@ -11,6 +11,7 @@ import pytest
 from fedemb.data.partition import Natural
 from fedemb.data.shards import Shards
 from fedemb.data.synthetic import Synthetic
+from fedemb.errors import SettingError
 from fedemb.evaluate.leaks import walk_batches
 from fedemb.tasks.dynamic import Dynamic
 from fedemb.types import Batch, Dataset
@@ -107,8 +108,81 @@ def test_what_an_item_becomes_later_is_no_context() -> None:
         context[:-1, 0] = np.where(np.diff(shards.owners()) == 0, shards.columns["item"][1:], context[:-1, 0])
         return Shards({**shards.columns, "context": context}, shards.offsets)
 
-    with pytest.raises(RuntimeError, match="what its client took before"):
+    with pytest.raises(RuntimeError, match="what its client"):
         walk_batches(Leaking(task(data), next_items), data, 4, 0)  # type: ignore[arg-type]
+
+
+def of_lines(shards: Shards, choose: Callable[[int, int], bool]) -> np.ndarray:
+    """A context of one line of the same client, the first that is chosen by (example, line)."""
+    owner, context = shards.owners(), np.full(shards.columns["context"].shape, -1, dtype=np.int32)
+    for example in range(shards.num_examples):
+        own = (line for line in np.flatnonzero(owner == owner[example]) if choose(example, int(line)))
+        if (line := next(own, None)) is not None:
+            context[example, 0] = shards.columns["item"][line]
+    return context
+
+
+def test_the_rest_of_a_basket_is_no_context() -> None:
+    data = dataset()
+
+    def basket(shards: Shards) -> Shards:
+        session = shards.columns["session"]
+        context = of_lines(
+            shards, lambda example, line: line != example and session[line] == session[example]
+        )
+        assert (context >= 0).any()
+        return Shards(
+            {**shards.columns, "context": context, "age": 0 * shards.columns["age"]}, shards.offsets
+        )
+
+    with pytest.raises(RuntimeError, match="in an earlier session"):
+        walk_batches(Leaking(task(data), basket), data, 4, 0)  # type: ignore[arg-type]
+
+
+def test_what_is_taken_again_later_is_no_context() -> None:
+    """The item WAS taken before, but the line that the context tells of comes later."""
+    data = dataset()
+
+    def repurchases(shards: Shards) -> Shards:
+        item, owner = shards.columns["item"], shards.owners()
+
+        def later(example: int, line: int) -> bool:
+            before = (owner == owner[example]) & (np.arange(len(item)) < example)
+            return line > example and item[line] in item[before]
+
+        context = of_lines(shards, later)
+        assert (context >= 0).any()
+        return Shards(
+            {**shards.columns, "context": context, "age": 0 * shards.columns["age"]}, shards.offsets
+        )
+
+    with pytest.raises(RuntimeError, match="in an earlier session"):
+        walk_batches(Leaking(task(data), repurchases), data, 4, 0)  # type: ignore[arg-type]
+
+
+def test_the_same_item_at_the_same_time_in_another_session_is_a_context() -> None:
+    """Two baskets of one second: the later session has the earlier one before it, item for item."""
+    columns = {
+        "item": np.array([3, 4, 3, 4, 5]),
+        "time": np.array([50, 50, 50, 50, 90]),
+        "session": np.array([0, 0, 1, 1, 2]),
+    }
+    data = replace(dataset(), train=train, held_out={}, span=(50, 90))
+    assert walk_batches(task(data), data, 4, 0)["examples"] == 5
+
+
+def test_a_future_that_begins_at_another_time_for_each_client_is_refused() -> None:
+    data = dataset()
+    owner, time = data.train.owners(), data.train.columns["time"]
+    last = np.array([time[owner == c].max() for c in range(data.train.num_clients)])
+    one = {
+        "item": np.zeros(len(last), dtype=np.int64),
+        "time": last + 1,
+        "session": 10**6 + np.arange(len(last)),
+    }
+    data = replace(data, held_out={"test": Shards(one, np.arange(len(last) + 1))})
+    with pytest.raises(SettingError, match=r"data\.leave_last must be null for task=dynamic"):
+        walk_batches(task(data), data, 4, 0)
 
 
 def test_without_a_held_out_part_all_else_is_checked() -> None:

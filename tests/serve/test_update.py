@@ -197,5 +197,5 @@ def test_a_state_with_more_clients_than_allowed_is_refused(folders: dict[str, Pa
     assert path is not None
     with pytest.raises(RunError, match="max_clients must be at least 6"):
         load_state(path, prepared(run, settings(max_clients=5))[1])
-    with pytest.raises(RunError, match="history must be 32"):
+    with pytest.raises(RunError, match="history must be 64"):
         load_state(path, prepared(run, settings(history=7))[1])
