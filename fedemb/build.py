@@ -253,8 +253,8 @@ def _build(config: Any) -> Parts:
     if config.resume and (Path(config.resume) / "model" / "model.json").is_file():
         begun = Run(Path(config.resume))
         dataset = with_names_of(dataset, begun.vocabularies)
-        if begun.facts.get("span"):  # slices of time stay: what comes after them belongs to the last
-            dataset = replace(dataset, span=tuple(begun.facts["span"]))
+        if begun.facts.get("slices"):
+            dataset = replace(dataset, slices=np.array(begun.facts["slices"], dtype=np.int64))
     task: Task = _instantiate("task", config.task, dataset=dataset)
     sampler = _instantiate("cohort", config.cohort)
     sampler.check(int((dataset.train.sizes > 0).sum()))

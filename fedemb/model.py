@@ -139,12 +139,13 @@ class Run:
             if entity not in self.vocabularies:
                 raise DataError(f"{self.folder} holds no names of {entity}, which column {column} is made of")
         columns = {name: np.zeros(0, dtype=dtype) for name, dtype in self._model["columns"].items()}
-        span = self._model["span"]
+        span, slices = self._model["span"], self._model.get("slices")
         return Dataset(
             train=Shards(columns, np.zeros(1, dtype=np.int64)),
             vocabularies=self.vocabularies,
             entity_of=entity_of,
             span=None if span is None else (int(span[0]), int(span[1])),
+            slices=None if slices is None else np.array(slices, dtype=np.int64),
         )
 
     @property

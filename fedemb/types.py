@@ -422,6 +422,8 @@ class Dataset:
         span: First and last time of the training events, in epoch seconds; None without times.
         past: The training events as they happened, for what is known of clients when they are measured, where ``train``
             holds something else (shuffled times); None: ``train``.
+        slices: Where the slices of time of a finished run begin, and the end of the last (``Temporal``), where its
+            rows are to be used; None: they are made for these data.
     """
 
     train: Shards
@@ -434,6 +436,7 @@ class Dataset:
     truth: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     span: tuple[int, int] | None = None
     past: Shards | None = None
+    slices: Int64 | None = None
 
 
 class Source(Protocol):

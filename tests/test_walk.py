@@ -106,7 +106,7 @@ def test_rows_of_earlier_rounds_are_held_by_what_they_stand_on() -> None:
 def test_a_slice_that_nobody_saw_lies_between_those_that_somebody_did(
     rule: str, weights: torch.Tensor | None
 ) -> None:
-    """Twenty rounds with a weak prior, as it is shipped: the ends are pulled to 1 and 3, and what is between follows."""
+    """Twenty rounds with a weak prior, as it is shipped: ends are pulled to 1 and 3, and what is between follows."""
     spec = Table("item_slice", 14, 1, Euclidean(), 0.0, num_slices=7, walk=0.01)
     tables, rows = {"item_slice": torch.zeros(14, 1)}, torch.tensor([7, 13])
     optimizer = RandomWalk(RowOptimizer((spec,), rule, Settings(learning_rate=0.3, tau=0.05)), (spec,))

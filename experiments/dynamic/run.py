@@ -3,8 +3,8 @@
     python experiments/dynamic/run.py ONLINE_RETAIL_CSV [--seeds 3]
 
 First references with other windows than the usual 30 days; then federated models of experiment=dynamic with other
-settings, a run for each seed. All of it for October, by which settings are chosen, and for what is bought from November on.
-Writes results.csv beside this file, a line for each; what stands there is not run again.
+settings, a run for each seed. All of it for October, by which settings are chosen, and for what is bought from November
+on. Writes results.csv beside this file, a line for each; what stands there is not run again.
 """
 
 from __future__ import annotations

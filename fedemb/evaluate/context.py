@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -44,6 +45,19 @@ class ContextPrediction:
         self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64
     ) -> Evaluated:
         """Metrics of these clients; NaN for those without a held-out word."""
+        examples, rank = self.ranks(tables, clients)
+        owner, sizes = examples.owners(), examples.sizes
+        gains = {"mrr": 1 / rank, **{f"hits@{cut}": (rank <= cut).astype(np.float64) for cut in CUTS}}
+        prefix, per_client = "" if self.split == "test" else f"{self.split}_", {}
+        for name, gain in gains.items():
+            total = np.bincount(owner, gain, minlength=len(clients))
+            mean = np.divide(total, sizes, out=np.full(len(clients), np.nan), where=sizes > 0)
+            per_client[prefix + name] = mean
+        weights = sizes.astype(np.float64)
+        return Evaluated(over_clients(per_client, weights), per_client, clients, weights)
+
+    def ranks(self, tables: Mapping[str, Tensor], clients: Int64) -> tuple[Shards, npt.NDArray[np.float64]]:
+        """The held-out words of these clients as examples of the task, and the rank ``(examples,)`` of each."""
         examples = self.task.examples(self.held_out.take(clients))
         device = tables[self.task.tables[0].name].device
         columns = {name: torch.from_numpy(np.asarray(c)).to(device) for name, c in examples.columns.items()}
@@ -55,12 +69,4 @@ class ContextPrediction:
             own = scores.gather(1, batch["item"][:, None])
             above, level = (scores > own).sum(1), (scores == own).sum(1)
             ranks.append((above + (level + 1) / 2).double().cpu())
-        rank, owner, sizes = torch.cat(ranks).numpy(), examples.owners(), examples.sizes
-        gains = {"mrr": 1 / rank, **{f"hits@{cut}": (rank <= cut).astype(np.float64) for cut in CUTS}}
-        prefix, per_client = "" if self.split == "test" else f"{self.split}_", {}
-        for name, gain in gains.items():
-            total = np.bincount(owner, gain, minlength=len(clients))
-            mean = np.divide(total, sizes, out=np.full(len(clients), np.nan), where=sizes > 0)
-            per_client[prefix + name] = mean
-        weights = sizes.astype(np.float64)
-        return Evaluated(over_clients(per_client, weights), per_client, clients, weights)
+        return examples, torch.cat(ranks).numpy()

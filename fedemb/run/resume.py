@@ -22,6 +22,7 @@ from fedemb.server.checkpoint import Checkpoint, load_checkpoint
 from fedemb.train.host import hosted_range, memory_of, save_kept
 from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, personal_rows
+from fedemb.types import Table
 
 # Which data a run is taken up with: newer ones, another split. What they consist of stays.
 MOVES = tuple(
@@ -97,12 +98,41 @@ def find(folder: Path, config: DictConfig, parts: Parts) -> Resumed:
         found = found or Checkpoint(last, parts.digest, {}, {})
         found = replace(found, round=last, tensors={**found.tensors, **own})
     assert found is not None
+    tensors = with_more_slices(found.tensors, parts.shared)
+    if tensors is not found.tensors:  # what nodes keep is of other rows
+        found, kept_round = replace(found, tensors=tensors), None
     if (moved or served is not None) and config.rounds <= last:
         raise SettingError(
             f"rounds counts from the beginning of the run that is taken up, so it must be more than {last}, "
             f"got {config.rounds}"
         )
     return Resumed(found, moved, served, kept_round)
+
+
+def with_more_slices(tensors: Mapping[str, Tensor], tables: tuple[Table, ...]) -> Mapping[str, Tensor]:
+    """A checkpoint's tensors with a row for every slice of time of these tables, which may be more than it had.
+
+    An entity's new slices begin where its last one is, as in a random walk; no optimiser has moved them yet. The same
+    object is returned where no table has grown.
+    """
+    out: dict[str, Tensor] = {}
+    for spec in tables:
+        before = tensors.get(f"table/{spec.name}")
+        if before is None or spec.num_slices == 1 or len(before) >= spec.num_rows:
+            continue
+        entities = spec.num_rows // spec.num_slices
+        more = spec.num_slices - len(before) // entities
+        own = before.view(entities, -1, spec.dim)
+        whole = torch.cat((own, own[:, -1:].expand(-1, more, -1)), dim=1)
+        out[f"table/{spec.name}"] = whole.reshape(spec.num_rows, spec.dim)
+        for name, state in tensors.items():
+            if name.startswith(f"optimizer/{spec.name}/"):
+                rows, rest = state[: len(before)], state[len(before) :]  # of evidence, the number of rounds
+                still = rows.new_zeros((entities, more, *rows.shape[1:]))
+                rows = torch.cat((rows.view(entities, -1, *rows.shape[1:]), still), dim=1)
+                out[name] = torch.cat((rows.reshape(spec.num_rows, *rows.shape[2:]), rest))
+        _log.info("%s: %d more slices of time, which begin where the last one was", spec.name, more)
+    return {**tensors, **out} if out else tensors
 
 
 def _compared(folder: Path, config: DictConfig, present: str) -> tuple[tuple[str, ...], str]:

@@ -97,7 +97,7 @@ def _restore(
     state = {n.removeprefix("optimizer/"): v for n, v in found.tensors.items() if n.startswith("optimizer/")}
     optimizer.restore({name: value.to(parts.device) for name, value in state.items()})
     own.mkdir(parents=True, exist_ok=True)
-    if resumed.moved or resumed.served is not None:
+    if resumed.kept_round is None or resumed.served is not None:
         carry_kept(folder, own, parts, config.runner.num_nodes, resumed)
         return found.round, Tally(**found.tally)
     source = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder

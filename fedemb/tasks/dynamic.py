@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from fedemb.data.cells import show_time
 from fedemb.data.shards import Shards
-from fedemb.data.time_slices import slice_of, time_slices
+from fedemb.data.time_slices import prolonged, slice_of, time_slices
 from fedemb.data.vocabulary import OUT_OF_VOCABULARY
 from fedemb.errors import SettingError
 from fedemb.manifolds import Euclidean
@@ -168,8 +168,11 @@ class Dynamic:
         for name, index in zip(follow, names.index(follow), strict=True):
             if index == OUT_OF_VOCABULARY:
                 raise SettingError(f"task.follow must name items of the vocabulary, got {name!r}")
-        bounds = time_slices(dataset.span, slice)
-        _warn_of_empty(np.asarray(dataset.train.columns["time"]), bounds, slice)
+        if dataset.slices is None:
+            bounds = time_slices(dataset.span, slice)
+            _warn_of_empty(np.asarray(dataset.train.columns["time"]), bounds, slice)
+        else:  # of functions of time, whose span is a part of what they mean, newer events lie at the end
+            bounds = prolonged(dataset.slices, dataset.span[1], slice) if rows == "slices" else dataset.slices
         return Dynamic(
             len(names), bounds, dim, negatives, own_negatives if repeats else 0, rows, state, context, length,
             repeats, walk, num_waves, l2, init_scale, temperature, gated_steps, tuple(follow),

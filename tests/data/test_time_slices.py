@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedemb.data.cells import parse_time
-from fedemb.data.time_slices import DAY, slice_of, time_slices
+from fedemb.data.time_slices import DAY, prolonged, slice_of, time_slices
 from fedemb.errors import SettingError
 
 
@@ -53,3 +53,28 @@ def test_too_many_slices() -> None:
 def test_one_moment_is_one_slice() -> None:
     assert len(time_slices((5, 5), "day")) == 2
     assert slice_of(np.array([5]), time_slices((5, 5), "year")).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    "length", ["day", "3 days", "week", "month", "2 months", "quarter", "year", "decade"]
+)
+@pytest.mark.parametrize("later", [0, 1, 13, 400])
+def test_slices_of_a_run_that_goes_on_stay_and_follow_each_other(length: str, later: int) -> None:
+    first, last = at("1969-11-20 12:00:00"), at("1970-02-14 08:00:00")
+    bounds, newest = time_slices((first, last), length), last + later * DAY
+    longer = prolonged(bounds, newest, length)
+    assert longer[: len(bounds)].tolist() == bounds.tolist()
+    assert longer[-2] <= newest < longer[-1] or len(longer) == len(bounds)
+    if length in ("month", "2 months", "quarter", "year", "decade"):
+        assert longer.tolist() == time_slices((first, newest), length).tolist()
+    else:
+        assert len(set(np.diff(longer))) == 1
+
+
+def test_slices_that_end_at_an_event_go_on_with_it() -> None:
+    """The end of the last slice is the beginning of the next."""
+    bounds = time_slices((0, 3 * DAY - 1), "day")
+    assert prolonged(bounds, 3 * DAY - 1, "day").tolist() == bounds.tolist()
+    assert prolonged(bounds, 3 * DAY, "day").tolist() == [*bounds, 4 * DAY]
+    with pytest.raises(SettingError, match="at most 10,000 slices"):
+        prolonged(bounds, 20_000 * DAY, "day")

@@ -167,7 +167,7 @@ def test_the_same_item_at_the_same_time_in_another_session_is_a_context() -> Non
         "time": np.array([50, 50, 50, 50, 90]),
         "session": np.array([0, 0, 1, 1, 2]),
     }
-    data = replace(dataset(), train=train, held_out={}, span=(50, 90))
+    data = replace(dataset(), train=Shards(columns, np.array([0, 5])), held_out={}, span=(50, 90))
     assert walk_batches(task(data), data, 4, 0)["examples"] == 5
 
 

@@ -88,7 +88,9 @@ def test_nodes_waves_and_chunks_do_not_change_results(case: str, change: str, tm
             assert other.evaluated.metrics[name] == pytest.approx(value, rel=1e-6, nan_ok=True)
 
 
-@pytest.mark.parametrize("case", ["hierarchical", "factorization", "reconstructed", "knowledge-graph"])
+@pytest.mark.parametrize(
+    "case", ["hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic-means"]
+)
 def test_by_value_equals_by_reference(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = run(CASES[case], tmp_path)
     config = compose_config([*CASES[case], "baselines=[]", "runner.num_nodes=3"])
@@ -191,7 +193,7 @@ def test_nodes_set_up_otherwise_are_refused(tmp_path: Path) -> None:
 
 
 def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
-    for case in ("hierarchical", "factorization", "reconstructed", "knowledge-graph"):
+    for case in ("hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic-means"):
         folder = tmp_path / case
         base = [*CASES[case], "server.optimizer=yogi", "checkpoint_every=2"]
         whole = run([*base, "rounds=4"], folder / "whole")

@@ -20,6 +20,7 @@ from fedemb.model import Run
 from fedemb.serve.queue import Window
 from fedemb.serve.service import Service
 from fedemb.serve.worker import prepared
+from fedemb.tasks.dynamic import Dynamic
 from tests.serve.runs import interaction, served, train_tree, trained
 
 Served = tuple[Service, httpx.Client]
@@ -116,37 +117,78 @@ def test_what_is_not_there_is_said(both: Served) -> None:
     assert "Extra inputs" in wrong(client.post("/vectors", json={"ids": ["item-01"], "tabel": "item"}))
 
 
-def test_vectors_of_a_time(tmp_path: Path) -> None:
-    """Rows in slices of time: a look-up sees its slice, an interaction moves the slice that it lies in."""
-    folder = trained(tmp_path / "run", "task=dynamic", "task.slice=2 days")
-    tables = load_file(folder / "model" / "tables.safetensors")
-    with served(folder, "window=4") as (service, client):
+@pytest.fixture
+def dynamic(trained_dynamic: Path, tmp_path: Path) -> Path:
+    return never_served(trained_dynamic, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained_dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("dynamic") / "run", "task=dynamic", "task.slice=2 days")
+
+
+def test_vectors_of_a_time(dynamic: Path) -> None:
+    """Rows in slices of time: a look-up sees its slice, or the last one where no time is asked for."""
+    tables = load_file(dynamic / "model" / "tables.safetensors")
+    whole = tables["item"][:, None] + tables["item_slice"].view(60, -1, 4)
+    names, _ = fedemb.load(dynamic).table("item")
+    with served(dynamic) as (service, client):
+        assert isinstance(service.task, Dynamic)
         bounds = [int(time) for time in service.task.slices]
-        whole = tables["item"][:, None] + tables["item_slice"].view(60, -1, 4)
-        names, _ = fedemb.load(folder).table("item")
         for number, time in enumerate(bounds[:-1]):
             answer = client.get("/vectors", params={"id": names[3], "time": time}).json()
-            assert answer["time"] == time
-            assert answer["version"] == 0
+            assert (answer["time"], answer["version"]) == (time, 0)
             assert np.allclose(answer["vectors"][0], whole[3, number].numpy())
+        answer = client.get("/vectors", params={"id": names[3]}).json()
+        assert answer["time"] == bounds[-1] - 1, "without a time, as things are now"
+        assert np.allclose(answer["vectors"][0], whole[3, -1].numpy())
         found = client.get("/neighbours", params={"id": names[3], "time": bounds[0]}).json()
         assert len(found["neighbours"]) == 10
         assert "ISO 8601 or epoch seconds, got 'noon'" in wrong(
             client.get(f"/vectors?id={names[3]}&time=noon")
         )
         assert "only the main table" in wrong(client.get(f"/vectors?id={names[3]}&time=5&table=context"))
-        assert client.get("/tables").json()["depends_on_time"] is True
-        now = [
-            {"client": "one", "item": names[3], "time": bounds[-2] + minute} for minute in (0, 60, 120, 180)
-        ]
-        assert client.post("/interactions", json=now).status_code == 202
-        assert service.wait_for(4, 20)
-        last, first = (
-            np.array(client.get("/vectors", params={"id": names[3], "time": time}).json()["vectors"][0])
-            for time in (bounds[-2], bounds[0])
-        )
-        moved = np.abs(last - first - (whole[3, -1] - whole[3, 0]).numpy()).max()
-        assert moved > 0, "the slice of the interactions moves against the first one"
+        told = client.get("/tables").json()
+        assert told["depends_on_time"] is True
+        assert [table["name"] for table in told["tables"]] == ["item", "context", "repeat"]
+        for table in ("item_slice", "bias_slice"):
+            for path in ("vectors", "neighbours"):
+                message = wrong(client.get(f"/{path}?id={names[3]}&table={table}"))
+                assert "table must be one of item, context, repeat" in message
+
+
+def test_a_dynamic_run_learns_with_histories_over_windows(dynamic: Path) -> None:
+    """Interactions move their own slice of their item, and by the second window the rows of what was taken before."""
+    names, _ = fedemb.load(dynamic).table("item")
+    with served(dynamic, "window=1") as (service, client):
+        assert isinstance(service.task, Dynamic)
+        before, now = service.version.whole, int(service.task.slices[-2])
+        item, first = before["item_slice"].view(60, -1, 4), before["context"]
+        for place, (name, time) in enumerate([(names[3], now), (names[7], now + 90_000)], start=1):
+            line = {"client": "one", "item": name, "time": time}
+            assert client.post("/interactions", json=[line]).status_code == 202
+            assert service.wait_for(place, 20)
+            after = service.version.whole
+            moved = {int(row) for row in torch.nonzero((after["context"] != first).any(1))}
+            assert moved == ({3} if place == 2 else set()), "the context of the second is the first"
+        slices = torch.nonzero((after["item_slice"].view(60, -1, 4) != item).any(2).any(0))[:, 0].tolist()
+        assert slices == [item.shape[1] - 1], "no other slice of time moves"
+        assert (after["item_slice"].view(60, -1, 4)[[3, 7], -1] != item[[3, 7], -1]).any(1).all()
+
+
+def test_times_that_run_backwards_lose_nothing(dynamic: Path) -> None:
+    names, _ = fedemb.load(dynamic).table("item")
+    lines = [
+        ("bad", names[1], "2020-09-01"),
+        ("bad", names[2], "1970-01-02"),
+        ("good", names[3], "2020-09-01"),
+    ]
+    with served(dynamic, "window=3") as (service, client):
+        body = [{"client": who, "item": item, "time": time} for who, item, time in lines]
+        assert client.post("/interactions", json=body).status_code == 202
+        assert service.wait_for(3, 20)
+        assert "fedemb_interactions_rejected 0.0" in client.get("/metrics").text
+        assert all(table.isfinite().all() for table in service.version.whole.values())
 
 
 # --- what a request must be -----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from tests.serve.runs import train_tree, trained
 TASKS = {
     "factorization": ["task=factorization"],
     "skipgram": ["task=skipgram"],
+    "dynamic": ["task=dynamic", "task.slice=2 days"],
 }
 NAMES = [*TASKS, "hierarchical"]
 Prepared = Callable[..., tuple[Updater, State]]
@@ -155,6 +156,25 @@ def test_numbers_that_are_none_leave_everything_as_it_was(folders: dict[str, Pat
     assert torch.equal(state.personal["client"].points[0], own)
     for name, table in state.tables.items():
         assert torch.equal(table.nan_to_num(99), tables[name].nan_to_num(99))
+
+
+def test_one_bad_client_takes_no_other_with_it(folders: dict[str, Path]) -> None:
+    """A window of two: one looks a broken row up, and the other's rows move as if it had come alone."""
+    updater, state = prepared(Run(folders["factorization"]), settings())
+    again, alone = prepared(Run(folders["factorization"]), settings())
+    for own in (state, alone):
+        updater.apply(own, Window(1, 1, 2), [("a", [3, 1_600_000_000, 0]), ("b", [4, 1_600_000_000, 0])])
+        own.tables["item"][7] = float("nan")
+    bad, good = ("a", [7, 1_600_000_000, 0]), ("b", [12, 1_600_000_000, 0])
+    change = updater.apply(state, Window(2, 3, 4), [bad, good])
+    expected = again.apply(alone, Window(2, 3, 4), [good])
+    assert state.rejected == 1
+    assert alone.rejected == 0
+    assert 12 in change.rows["item"].tolist()
+    for name, rows in change.rows.items():
+        assert torch.equal(rows, expected.rows[name])
+        assert torch.equal(change.values[name], expected.values[name])
+    assert torch.equal(state.personal["client"].points, alone.personal["client"].points)
 
 
 def test_memory_for_clients_is_bounded(folders: dict[str, Path]) -> None:

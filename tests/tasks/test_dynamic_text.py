@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 import fedemb
+from fedemb.build import build
+from fedemb.config import compose_config
+from fedemb.evaluate.context import ContextPrediction
 from tests.corpus import MOVING, TOPICS, corpus, write_csv
 
 
@@ -16,7 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("words")
     path = write_csv(corpus(10, 2000, 0), where / "corpus.csv")
     follow = f"task.follow=[{','.join([*MOVING, 'cat'])}]"
-    fedemb.train(["experiment=dynamic_text", f"data.path={path}", follow], folder=where / "run")
+    given = ["experiment=dynamic_text", f"data.path={path}", "baselines=[]"]
+    fedemb.train([*given, follow], folder=where / "run")
     return where / "run"
 
 
@@ -47,8 +53,34 @@ def test_neighbours_go_from_one_topic_to_the_other(folder: Path) -> None:
     assert all(share("cat", time, "animals") >= 0.6 for time in times)
 
 
+def test_words_that_moved_are_named_best_by_where_they_are_now(folder: Path) -> None:
+    """In held-out documents of the last year; words that stay are named as well by a model in which nothing moves."""
+    path = f"data.path={folder.parent / 'corpus.csv'}"
+    given = ["experiment=dynamic_text", path, "baselines=[]", "ablations=null", "task.rows=static"]
+    fedemb.train(given, folder=folder.parent / "static")
+    assert moving_mrr(folder) > 1.25 * moving_mrr(folder.parent / "static")
+
+
+def moving_mrr(folder: Path) -> float:
+    """Mean reciprocal rank of the held-out occurrences of the words that move."""
+    texts = list(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    parts = build(compose_config(texts))
+    assert isinstance(parts.evaluation, ContextPrediction)
+    tables, dense = fedemb.load(folder).tensors()
+    everybody = np.arange(parts.dataset.train.num_clients)
+    examples, rank = parts.evaluation.ranks({**tables, **dense}, everybody)
+    moving = np.isin(examples.columns["item"], parts.dataset.vocabularies["item"].index(list(MOVING)))
+    assert moving.sum() > 30
+    return float((1 / rank[moving]).mean())
+
+
 def test_the_report_shows_it(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert 'alt="drift"' in page
     assert "through time" in page
-    assert fedemb.load(folder).summary["leak_check"]["examples"] > 10_000
+    summary = fedemb.load(folder).summary
+    assert summary["leak_check"]["examples"] > 10_000
+    assert "through time" in page
+    shuffled = summary["leak_check"]["shuffled_times"]
+    assert shuffled["shuffled_mrr"] < shuffled["mrr"] == summary["metrics"]["mrr"]
+    assert set(summary["baselines"]) == {"static", "shuffled_times"}
