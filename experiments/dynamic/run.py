@@ -33,7 +33,7 @@ MODELS = {
     "walk=.01": ["task.walk=0.01"],
     "walk=.1": ["task.walk=0.1"],
     "static": ["task.rows=static", "task.state=mean"],
-    "static, l2=.05": ["task.rows=static", "task.state=mean", "task.l2=0.05"],
+    "walk=.01, not clipped": ["task.walk=0.01", "aggregate.clip_norm=null"],
 }
 Line = tuple[str, str, str, dict[str, float]]
 
