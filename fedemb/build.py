@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from fedemb.train.optimizers import OPTIMIZERS
 from fedemb.train.reconstruct import Reconstructing
 from fedemb.train.rows import RECONSTRUCTED, LocalTraining
 from fedemb.types import Aggregator, CohortSampler, Dataset, Evaluation, ServerOptimizer, Stage, Table, Task
+
+Stamps: TypeAlias = tuple[tuple[str, int, int], ...]
+_LONGEST_PATH = 4096  # a longer setting is no file's name: systems refuse to look for it
 
 
 @dataclass(frozen=True)
@@ -199,11 +202,18 @@ def _training(settings: DictConfig) -> LocalTraining:
 
 
 def load_data(config: DictConfig) -> Dataset:
-    """The prepared data.
+    """The prepared data; the last two are kept, so that runs and ablations that share them read them once.
 
     Raises:
         DataError: If they cannot be used, or nobody has an example.
     """
+    plain = OmegaConf.create({name: config[name] for name in ("data", "partition", "seed")})
+    return _loaded(OmegaConf.to_yaml(plain, resolve=True), _stamps(config))
+
+
+@lru_cache(maxsize=2)
+def _loaded(text: str, stamps: Stamps) -> Dataset:
+    config = OmegaConf.create(text)
     partition = _instantiate("partition", config.partition)
     source = _instantiate("data", config.data)
     dataset: Dataset = source.load(partition, int(config.seed))
@@ -212,8 +222,23 @@ def load_data(config: DictConfig) -> Dataset:
     return dataset
 
 
+def _stamps(config: DictConfig) -> Stamps:
+    """Path, size and time of change of the files that the settings of the data name or whose folder they name, and of
+    the model that is taken up.
+    """
+    settings = OmegaConf.to_container(config.data, resolve=True)
+    assert isinstance(settings, dict)
+    names = [value for value in settings.values() if isinstance(value, str) and len(value) < _LONGEST_PATH]
+    paths = [Path(name) for name in names if name and "\0" not in name]
+    if config.get("resume"):
+        paths.append(Path(config.resume) / "model")
+    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    states = [(str(file), file.stat()) for file in files if file.exists()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
 @lru_cache(maxsize=1)
-def _cached(text: str) -> Parts:
+def _cached(text: str, stamps: Stamps) -> Parts:
     return _build(OmegaConf.create(text))
 
 
@@ -225,7 +250,7 @@ def build(config: DictConfig) -> Parts:
         DataError: If the data are.
     """
     plain = OmegaConf.create({str(k): v for k, v in config.items() if k != "hydra"})
-    return _cached(OmegaConf.to_yaml(plain, resolve=True))
+    return _cached(OmegaConf.to_yaml(plain, resolve=True), _stamps(config))
 
 
 def rebuild(folder: Path, dataset: Dataset) -> tuple[Task, LocalTraining, int]:

@@ -29,12 +29,13 @@ DAYS = (3, 7, 14, 30, 60)
 METRICS = ("ndcg@10", "recall@10", "new_ndcg@10", "new_recall@10")
 MONTHS = {"October": ["data.until=2011-11-01", "data.test_from=2011-10-01"], "November": []}
 MODELS = {
-    "walk=0": ["task.walk=0"],
     "walk=.01": ["task.walk=0.01"],
-    "walk=.1": ["task.walk=0.1"],
     "static": ["task.rows=static", "task.state=mean"],
-    "walk=.01, not clipped": ["task.walk=0.01", "aggregate.clip_norm=null"],
-}
+    "walk=.1": ["task.walk=0.1"],
+    "walk=.01, l2=.2, steps and updates not bounded": [
+        "task.walk=0.01", "task.l2=0.2", "train.max_step=null", "aggregate.clip_norm=null",
+    ],
+}  # fmt: skip
 Line = tuple[str, str, str, dict[str, float]]
 
 

@@ -91,7 +91,7 @@ def entries(artworks: Path, subjects: Path, seed: int) -> list[dict[str, str]]:
     return found
 
 
-def model(path: Path, changes: list[str], seed: int) -> dict[str, float]:
+def figures(path: Path, changes: list[str], seed: int) -> dict[str, float]:
     """A federated run: how well held-out words are named, and what is seen of those that moved."""
     with tempfile.TemporaryDirectory() as folder:
         run = fedemb.train(
@@ -101,17 +101,16 @@ def model(path: Path, changes: list[str], seed: int) -> dict[str, float]:
         assert isinstance(parts.evaluation, ContextPrediction)
         assert isinstance(parts.task, Dynamic)
         tables, dense = run.tensors()
-        examples, rank = parts.evaluation.ranks(
-            {**tables, **dense}, np.arange(parts.dataset.train.num_clients)
-        )
+        model = {**tables, **dense}
+        examples, rank = parts.evaluation.ranks(model, np.arange(parts.dataset.train.num_clients))
         words = parts.dataset.vocabularies["item"]
         moving = np.isin(examples.columns["item"], words.index([one(pair) for pair in MOVING]))
         return {
             "mrr": float((1 / rank).mean()),
             "moving_mrr": float((1 / rank[moving]).mean()),
             "moved_auc": told_apart(run.folder / "moved.csv"),
-            "turned": turned(parts.task, tables, words, MOVING),
-            "still_turned": turned(parts.task, tables, words, STILL),
+            "turned": turned(parts.task, model, words, MOVING),
+            "still_turned": turned(parts.task, model, words, STILL),
         }
 
 
@@ -169,9 +168,9 @@ def main() -> None:
             path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
             for name, changes in MODELS.items():
                 if (name, str(seed)) not in done:
-                    figures = {key: f"{value:.4f}" for key, value in model(path, changes, seed).items()}
-                    print(name, seed, *figures.values(), flush=True)
-                    out.writerow({"model": name, "seed": seed, **figures})
+                    line = {key: f"{value:.4f}" for key, value in figures(path, changes, seed).items()}
+                    print(name, seed, *line.values(), flush=True)
+                    out.writerow({"model": name, "seed": seed, **line})
                     file.flush()
 
 
