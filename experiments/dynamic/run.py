@@ -32,8 +32,9 @@ MODELS = {
     "walk=.01": ["task.walk=0.01"],
     "static": ["task.rows=static", "task.state=mean"],
     "walk=.1": ["task.walk=0.1"],
-    "walk=.01, l2=.2, steps and updates not bounded": [
-        "task.walk=0.01", "task.l2=0.2", "train.max_step=null", "aggregate.clip_norm=null",
+    "walk=.01, l2=.1": ["task.walk=0.01", "task.l2=0.1"],
+    "walk=.01, steps and updates not bounded": [
+        "task.walk=0.01", "train.max_step=null", "aggregate.clip_norm=null",
     ],
 }  # fmt: skip
 Line = tuple[str, str, str, dict[str, float]]
