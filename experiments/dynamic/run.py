@@ -32,7 +32,6 @@ MODELS = {
     "walk=.01": ["task.walk=0.01"],
     "static": ["task.rows=static", "task.state=mean"],
     "walk=.1": ["task.walk=0.1"],
-    "walk=.01, l2=.1": ["task.walk=0.01", "task.l2=0.1"],
     "walk=.01, steps and updates not bounded": [
         "task.walk=0.01", "train.max_step=null", "aggregate.clip_norm=null",
     ],

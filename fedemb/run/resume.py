@@ -19,6 +19,7 @@ from fedemb.errors import SettingError
 from fedemb.model import Run
 from fedemb.serve.state import FOLDER, names_of, newest, read_facts, read_tensors, tables_of
 from fedemb.server.checkpoint import Checkpoint, load_checkpoint
+from fedemb.server.prior import EVIDENCE
 from fedemb.train.host import hosted_range, memory_of, save_kept
 from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, personal_rows
@@ -98,15 +99,40 @@ def find(folder: Path, config: DictConfig, parts: Parts) -> Resumed:
         found = found or Checkpoint(last, parts.digest, {}, {})
         found = replace(found, round=last, tensors={**found.tensors, **own})
     assert found is not None
-    tensors = with_more_slices(found.tensors, parts.shared)
-    if tensors is not found.tensors:  # what nodes keep is of other rows
-        found, kept_round = replace(found, tensors=tensors), None
+    tensors = with_evidence(found.tensors, parts.shared, None if served is None else Run(folder).tensors()[0])
+    grown = with_more_slices(tensors, parts.shared)
+    if grown is not tensors:  # what nodes keep is of other rows
+        kept_round = None
+    found = replace(found, tensors=grown)
     if (moved or served is not None) and config.rounds <= last:
         raise SettingError(
             f"rounds counts from the beginning of the run that is taken up, so it must be more than {last}, "
             f"got {config.rounds}"
         )
     return Resumed(found, moved, served, kept_round)
+
+
+def with_evidence(
+    tensors: Mapping[str, Tensor], tables: tuple[Table, ...], trained: Mapping[str, Tensor] | None
+) -> Mapping[str, Tensor]:
+    """A checkpoint's tensors in which every row of a slice that has learnt anything counts in the random walk.
+
+    Where the checkpoint does not say which these are (a run without one, or of a single slice), all that are not zero;
+    else those too that were moved while they were served: they differ from ``trained``.
+    """
+    out = dict(tensors)
+    for spec in tables:
+        if spec.num_slices == 1:
+            continue
+        table, key = tensors[f"table/{spec.name}"], f"optimizer/{spec.name}/{EVIDENCE}"
+        seen = tensors.get(key)
+        if seen is None:
+            learnt = (table != 0).any(1)
+            out[key] = torch.cat((learnt.float(), torch.ones(1)))
+        elif trained is not None:
+            moved = (table != trained[spec.name]).any(1) & (seen[:-1] == 0)
+            out[key] = torch.cat((torch.where(moved, seen[-1], seen[:-1]), seen[-1:]))
+    return out
 
 
 def with_more_slices(tensors: Mapping[str, Tensor], tables: tuple[Table, ...]) -> Mapping[str, Tensor]:

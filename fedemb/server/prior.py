@@ -10,7 +10,7 @@ from torch import Tensor
 from fedemb.types import ServerOptimizer, Table, Total
 from fedemb.walk import Evidence, smooth_
 
-_EVIDENCE = "/evidence"
+EVIDENCE = "evidence"  # what the state of rows that are in slices is called
 
 
 @dataclass
@@ -37,11 +37,11 @@ class RandomWalk:
 
     def state(self) -> dict[str, Tensor]:
         """All state by name: the inner optimiser's, and what rows stand on."""
-        own = {f"{name}{_EVIDENCE}": seen for name, seen in self.evidence.seen.items()}
+        own = {f"{name}/{EVIDENCE}": seen for name, seen in self.evidence.seen.items()}
         return {**self.inner.state(), **own}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes up from what ``state`` returned."""
-        own = {name: value for name, value in state.items() if name.endswith(_EVIDENCE)}
-        self.evidence = Evidence({name.removesuffix(_EVIDENCE): value for name, value in own.items()})
+        own = {name: value for name, value in state.items() if name.endswith(f"/{EVIDENCE}")}
+        self.evidence = Evidence({name.removesuffix(f"/{EVIDENCE}"): value for name, value in own.items()})
         self.inner.restore({name: value for name, value in state.items() if name not in own})

@@ -14,7 +14,7 @@ from fedemb.build import build
 from fedemb.config import compose_config
 from fedemb.errors import SettingError
 from fedemb.manifolds import Euclidean
-from fedemb.run.resume import with_more_slices
+from fedemb.run.resume import with_evidence, with_more_slices
 from fedemb.server.optimizers import RowOptimizer
 from fedemb.server.prior import RandomWalk
 from fedemb.types import Table
@@ -116,6 +116,18 @@ def test_rows_of_more_slices_by_hand() -> None:
     assert found["optimizer/item_slice/evidence"].tolist() == [1, 2, 0, 0, 3, 4, 0, 0, 9]
     assert all(found[name] is tensors[name] for name in ("optimizer/item/mean", "dense/wave"))
     assert with_more_slices(found, (table,)) is found
+
+
+def test_what_was_learnt_counts_in_the_walk_though_no_checkpoint_says_so() -> None:
+    table = Table("item_slice", 4, 1, Euclidean(), 0.0, num_slices=2, walk=1.0)
+    rows = {"table/item_slice": torch.tensor([[0.0], [2.0], [0.0], [4.0]])}
+    found = with_evidence(rows, (table,), None)
+    assert found["optimizer/item_slice/evidence"].tolist() == [0, 1, 0, 1, 1]
+    seen = {**rows, "optimizer/item_slice/evidence": torch.tensor([0.0, 6.0, 0.0, 0.0, 3.0])}
+    assert with_evidence(seen, (table,), None)["optimizer/item_slice/evidence"].tolist() == [0, 6, 0, 0, 3]
+    trained = {"item_slice": torch.tensor([[0.0], [1.0], [0.0], [3.0]])}
+    served = with_evidence(seen, (table,), trained)
+    assert served["optimizer/item_slice/evidence"].tolist() == [0, 6, 0, 3, 3], "an example a round"
 
 
 def test_shuffled_times_are_told_apart_from_true_ones(tmp_path: Path) -> None:

@@ -91,6 +91,31 @@ def test_training_goes_on_from_what_was_served(task: str, old: str, new: str, tm
     assert [line["round"] for line in again.metrics] == [1, 2, 3]
 
 
+def test_a_served_dynamic_run_goes_on_into_new_slices(old: str, tmp_path: Path) -> None:
+    """The slice that was served is the base of those that follow, for items that no newer event names too."""
+    base = [*SMALL, "task=dynamic", "task.slice=day", "task.walk=1e-4", "server.learning_rate=1e-3"]
+    first = fedemb.train([*base, old, "rounds=2"], tmp_path / "first")
+    newer = write(
+        tmp_path / "newer.csv", [(f"c{n % 6}", f"i{n % 9:02d}", 2 * 86_400 + n) for n in range(120)]
+    )
+    lines = [{"client": "c2", "item": f"i{n % 3:02d}", "time": 1_600_000_000 + n} for n in range(20)]
+    with served(tmp_path / "first", "window=5") as (service, client):
+        client.post("/interactions", json=lines).raise_for_status()
+        assert service.wait_for(20, 20)
+        live = {name: table.clone() for name, table in service.version.whole.items()}
+    resumed = [*base, "rounds=3", f"resume={tmp_path / 'first'}", newer]
+    again = fedemb.train(resumed, tmp_path / "second")
+    assert [name for name in again.table("bias_slice")[0] if name.startswith("i19@")] == [
+        "i19@2020-09-13", "i19@2020-09-14", "i19@2020-09-15",
+    ]  # fmt: skip
+    served_slice, unserved = live["item_slice"].numpy(), first.table("item_slice")[1]
+    trained = again.table("item_slice")[1].reshape(20, 3, 4)
+    assert not np.array_equal(served_slice, unserved)
+    for number in (0, 2):
+        distances = [np.linalg.norm(trained[:, number] - was) for was in (served_slice, unserved)]
+        assert distances[0] < distances[1]
+
+
 def test_served_rows_are_taken_up_without_a_checkpoint(old: str, tmp_path: Path) -> None:
     base = [*SMALL, "task=factorization", "checkpoint_every=0", old]
     fedemb.train([*base, "rounds=2"], tmp_path / "first")
