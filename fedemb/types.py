@@ -273,6 +273,28 @@ class ContextPredictor(Task, Protocol):
 
 
 @runtime_checkable
+class Labeller(Task, Protocol):
+    """A task that tells the labels of records from whichever of their components are there."""
+
+    @property
+    def components(self) -> tuple[Component, ...]: ...
+    @property
+    def label(self) -> Component: ...
+    def label_scores(self, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Scores ``(records, labels)``: log odds of each one (``multi``), or up to a constant log probabilities.
+
+        Args:
+            tables: Shared tables, and dense parameters by name.
+            batch: Of its own examples, without what is drawn.
+        """
+        ...
+
+    def composed(self, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Vectors ``(records, coordinates)``."""
+        ...
+
+
+@runtime_checkable
 class Temporal(Task, Protocol):
     """A task whose vectors depend on time. Its examples have columns ``time``, ``context`` ``(examples, k)``, what
     stands around them (-1 for nothing), and maybe ``age``, how many days ago that was.
@@ -407,6 +429,24 @@ class Taxonomy:
 
 
 @dataclass(frozen=True)
+class Component:
+    """A part of a record, any of which may be missing, or its label.
+
+    Attributes:
+        name: Its name, and that of the vocabulary of its values.
+        kind: ``category``, ``multi``, ``number`` or ``text``.
+        column: Of the shards: ids ``(examples, width)`` int32 of its values, filled up with -1; a number that is no
+            id is ``(examples,)`` float32, NaN where it is missing.
+        num_values: Different values; 0 for a number that is no id.
+    """
+
+    name: str
+    kind: str
+    column: str
+    num_values: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Prepared data: everything that a run needs to know about its clients' examples.
 
@@ -424,6 +464,8 @@ class Dataset:
             holds something else (shuffled times); None: ``train``.
         slices: Where the slices of time of a finished run begin, and the end of the last (``Temporal``), where its
             rows are to be used; None: they are made for these data.
+        components: What records are made of, where they are.
+        label: What is to be known of a record: ``category`` for one label, ``multi`` for many.
     """
 
     train: Shards
@@ -437,6 +479,8 @@ class Dataset:
     span: tuple[int, int] | None = None
     past: Shards | None = None
     slices: Int64 | None = None
+    components: tuple[Component, ...] = ()
+    label: Component | None = None
 
 
 class Source(Protocol):
