@@ -438,12 +438,14 @@ class Component:
         column: Of the shards: ids ``(examples, width)`` int32 of its values, filled up with -1; a number that is no
             id is ``(examples,)`` float32, NaN where it is missing.
         num_values: Different values; 0 for a number that is no id.
+        width: Most values of one record.
     """
 
     name: str
     kind: str
     column: str
     num_values: int
+    width: int = 1
 
 
 @dataclass(frozen=True)
@@ -508,12 +510,14 @@ class Evaluated:
         per_client: ``(clients,)`` per name; NaN where a client has nothing to evaluate.
         clients: ``(clients,)`` ids.
         weights: ``(clients,)`` how much each client counts in ``metrics``; None: all alike.
+        sums: What ``Pooled`` metrics follow from, summed over these clients.
     """
 
     metrics: Mapping[str, float]
     per_client: Mapping[str, Float]
     clients: Int64
     weights: Float | None = None
+    sums: Mapping[str, Int64] = field(default_factory=dict)
 
 
 class Evaluation(Protocol):
@@ -528,6 +532,13 @@ class Evaluation(Protocol):
         ``(clients, num_rows, coordinates)``.
         """
         ...
+
+
+@runtime_checkable
+class Pooled(Evaluation, Protocol):
+    """An evaluation with metrics that are no means over clients but follow from counts that clients add up."""
+
+    def pooled(self, sums: Mapping[str, Int64]) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)

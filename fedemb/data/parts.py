@@ -160,7 +160,7 @@ def encode_part(
     seen_ids = ids[training]
     occurrences = np.bincount(seen_ids[seen_ids != NOTHING] + 1, minlength=len(names) + 1)
     vocabulary = Vocabulary.of(["", *names], occurrences.astype(np.int64))
-    return Component(name, rule.kind, column, len(names)), ids, vocabulary
+    return Component(name, rule.kind, column, len(names), ids.shape[1]), ids, vocabulary
 
 
 def coded(

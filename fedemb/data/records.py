@@ -58,7 +58,7 @@ class Records:
         labels: How many of the most common ones there are, or their names; null: all of training.
         label_separator: Between the labels of a cell that is no list.
         label_tree: ``path`` of a table with ``id``, ``parent`` and maybe ``name``, and ``depth``: labels are taken up
-            to their ancestors there. Null: labels are as they stand.
+            to their ancestors there. Without a path, labels are as they stand.
         missing: Components that records are made to lack; see ``Lacking``.
         min_client_count: Clients with fewer training records are left out.
         keep_cold_clients: Keep clients without training records: they never train, and are measured.
@@ -76,7 +76,7 @@ class Records:
     label: str = "category"
     labels: Any = None
     label_separator: str = ";"
-    label_tree: Mapping[str, Any] | None = None
+    label_tree: Mapping[str, Any] = field(default_factory=dict)
     missing: Mapping[str, Any] = field(default_factory=dict)
     min_client_count: int = 1
     keep_cold_clients: bool = False
@@ -96,9 +96,10 @@ class Records:
             raise SettingError(
                 f"data.labels must be a number from 2 on, a list of names, or null, got {self.labels!r}"
             )
-        if self.label_tree is not None and set(self.label_tree) != {"path", "depth"}:
+        depth = self.label_tree.get("depth", 1)
+        if not set(self.label_tree) <= {"path", "depth"} or not isinstance(depth, int) or depth < 0:
             raise SettingError(
-                f"data.label_tree must have path and depth, or be null, got {', '.join(self.label_tree)}"
+                f"data.label_tree must have path and a depth from 0 on, got {dict(self.label_tree)}"
             )
         if self.min_client_count < 1:
             raise SettingError(f"data.min_client_count must be at least 1, got {self.min_client_count}")
@@ -183,7 +184,7 @@ class Records:
             counts=counts,
             span=span_of(train),
             components=components,
-            label=Component("label", self.label, "label", len(label_names)),
+            label=Component("label", self.label, "label", len(label_names), label_ids.shape[1]),
         )
 
     def _rows(self, partition: Partition, counts: MutableMapping[str, int]) -> dict[str, pa.Array]:
@@ -235,9 +236,9 @@ class Records:
             rows = as_lists(cells, self.label_separator)
         else:
             rows = [[] if text is None else [text] for text in as_texts(cells)]
-        if self.label_tree is None:
+        if not self.label_tree.get("path"):
             return rows
-        above = read_label_tree(str(self.label_tree["path"]), int(self.label_tree["depth"]))
+        above = read_label_tree(str(self.label_tree["path"]), int(self.label_tree.get("depth", 1)))
         unknown = [value for row in rows for value in row if value not in above]
         counts["labels_not_below_depth"] = len(unknown)
         return [list(dict.fromkeys(above[value] for value in row if value in above)) for row in rows]
@@ -367,6 +368,5 @@ def _by_time(time: Int64, cuts: tuple[int, int]) -> Label:
 def _at_random(keys: Int64, hold_out: HoldOut, seed: int) -> Label:
     """Parts drawn by the records' own keys: the same whoever holds them and whatever else is in the file."""
     draws = uniforms(stream_keys(seed, "held out", keys), 1)[:, 0]
-    validation = hold_out.test_share + hold_out.validation_share
-    label = np.where(draws < validation, VALIDATION, TRAIN)
-    return np.where(draws < hold_out.test_share, TEST, label).astype(np.int8)
+    label = np.where(draws < hold_out.validation_share, VALIDATION, TRAIN)
+    return np.where(draws >= 1 - hold_out.test_share, TEST, label).astype(np.int8)

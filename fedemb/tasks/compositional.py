@@ -37,7 +37,8 @@ class Compositional:
     component has the prior, whatever the rule.
 
     In training, a share of each example's components is dropped: drawn between 0 and ``drop``, then each of them with
-    that probability. A dropped component is not looked up.
+    that probability; of the others, each value is dropped with the probability ``drop_values``. What is dropped is not
+    looked up.
 
     The loss is that of all labels at once: binary cross-entropy, summed over labels, or softmax where there is one
     label. All rows of the label tables are looked up by every example, so labels must be few (hundreds).
@@ -48,6 +49,7 @@ class Compositional:
         dim: Dimensions of the common space.
         combine: See above.
         drop: Largest share of components that is dropped in training.
+        drop_values: Share of the values (n-grams of a text, say) that is dropped in training.
         hidden: Units of the layer between the composed vector and the labels; 0: none.
         waves: Sine and cosine waves of a number that is no id.
         init_scale: Of rows.
@@ -62,13 +64,21 @@ class Compositional:
     dim: int
     combine: str
     drop: float
+    drop_values: float
     hidden: int
     waves: int
     init_scale: float
 
     @staticmethod
     def build(
-        dataset: Dataset, dim: int, combine: str, drop: float, hidden: int, waves: int, init_scale: float
+        dataset: Dataset,
+        dim: int,
+        combine: str,
+        drop: float,
+        drop_values: float,
+        hidden: int,
+        waves: int,
+        init_scale: float,
     ) -> Compositional:
         """The task for these data.
 
@@ -86,9 +96,15 @@ class Compositional:
                 raise SettingError(f"task.{name} must be at least {low}, got {value}")
         if not 0 <= drop <= 1:
             raise SettingError(f"task.drop must be in [0, 1], got {drop}; 0.8 drops two of five on average")
+        if not 0 <= drop_values < 1:
+            raise SettingError(
+                f"task.drop_values must be in [0, 1), got {drop_values}; 0.3 drops three of ten"
+            )
         if not 0 < init_scale < math.inf:
             raise SettingError(f"task.init_scale must be > 0, got {init_scale}; 0.1 is usual")
-        return Compositional(dataset.components, dataset.label, dim, combine, drop, hidden, waves, init_scale)
+        return Compositional(
+            dataset.components, dataset.label, dim, combine, drop, drop_values, hidden, waves, init_scale
+        )
 
     @cached_property
     def coded(self) -> tuple[Component, ...]:
@@ -127,7 +143,8 @@ class Compositional:
 
     @property
     def num_draws(self) -> int:
-        return 1 + len(self.components) if self.drop else 0
+        of_values = sum(part.width for part in self.coded) if self.drop_values else 0
+        return 1 + len(self.components) + of_values if self.drop or of_values else 0
 
     @property
     def exclusion(self) -> Exclusion | None:
@@ -139,10 +156,15 @@ class Compositional:
         return Shards({name: shards.columns[name] for name in names}, shards.offsets)
 
     def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
-        if not self.drop:
+        if not self.num_draws:
             return batch
-        gone = uniforms[:, 1:] < self.drop * uniforms[:, :1]
-        return without(self.components, batch, gone)
+        count = 1 + len(self.components)
+        out = without(self.components, batch, uniforms[:, 1:count] < self.drop * uniforms[:, :1])
+        if self.drop_values:
+            draws = torch.split(uniforms[:, count:], [part.width for part in self.coded], 1)
+            for part, draw in zip(self.coded, draws, strict=True):
+                out[part.column] = out[part.column].masked_fill(draw < self.drop_values, NOTHING)
+        return out
 
     def lookup(self, batch: Batch) -> dict[str, Tensor]:
         ids = {part.name: batch[part.column].long() + 1 for part in self.coded}
