@@ -321,7 +321,9 @@ class Records:
         seed: int,
     ) -> tuple[tuple[Component, ...], dict[str, Column], dict[str, Vocabulary]]:
         """Components, their columns, and their values."""
-        of_client = owners if clients is None else keys_of(clients.to_list())[np.where(stays, owners, 0)]
+        of_client = owners
+        if clients is not None:  # by name, whoever else is there; records that are left out need none
+            of_client = np.append(keys_of(clients.to_list()), 0)[np.where(stays, owners, -1)]
         components, columns, vocabularies = [], {}, {}
         for name, rule in part_rules(self.components).items():
             gone = self.lacking.lacks(name, keys, of_client, seed)
