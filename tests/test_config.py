@@ -99,7 +99,7 @@ WITH = {
     ("partition", "entity"): ["data=triples", "task=knowledge_graph", "partition.num_clients=3"],
     ("partition", "natural"): ["data=interactions", "task=skipgram"],
     ("cohort", "uniform"): ["cohort.size=3"],
-    ("experiment", "compositional"): ["data.label_tree.path=null"],
+    ("experiment", "compositional"): ["data.label_tree.path=null", "cohort.size=2"],
     ("experiment", "knowledge_graph"): ["partition.num_clients=3"],
     ("experiment", "leave_one_out"): ["cohort.size=2", "evaluation.sampled=3"],
     ("experiment", "recommendation"): ["cohort.size=2"],
