@@ -273,6 +273,28 @@ class ContextPredictor(Task, Protocol):
 
 
 @runtime_checkable
+class Labeller(Task, Protocol):
+    """A task that tells the labels of records from whichever of their components are there."""
+
+    @property
+    def components(self) -> tuple[Component, ...]: ...
+    @property
+    def label(self) -> Component: ...
+    def label_scores(self, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Scores ``(records, labels)``: log odds of each one (``multi``), or up to a constant log probabilities.
+
+        Args:
+            tables: Shared tables, and dense parameters by name.
+            batch: Of its own examples, without what is drawn.
+        """
+        ...
+
+    def composed(self, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Vectors ``(records, coordinates)``."""
+        ...
+
+
+@runtime_checkable
 class Temporal(Task, Protocol):
     """A task whose vectors depend on time. Its examples have columns ``time``, ``context`` ``(examples, k)``, what
     stands around them (-1 for nothing), and maybe ``age``, how many days ago that was.
@@ -407,6 +429,26 @@ class Taxonomy:
 
 
 @dataclass(frozen=True)
+class Component:
+    """A part of a record, any of which may be missing, or its label.
+
+    Attributes:
+        name: Its name, and that of the vocabulary of its values.
+        kind: ``category``, ``multi``, ``number`` or ``text``.
+        column: Of the shards: ids ``(examples, width)`` int32 of its values, filled up with -1; a number that is no
+            id is ``(examples,)`` float32, NaN where it is missing.
+        num_values: Different values; 0 for a number that is no id.
+        width: Most values of one record.
+    """
+
+    name: str
+    kind: str
+    column: str
+    num_values: int
+    width: int = 1
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Prepared data: everything that a run needs to know about its clients' examples.
 
@@ -424,6 +466,8 @@ class Dataset:
             holds something else (shuffled times); None: ``train``.
         slices: Where the slices of time of a finished run begin, and the end of the last (``Temporal``), where its
             rows are to be used; None: they are made for these data.
+        components: What records are made of, where they are.
+        label: What is to be known of a record: ``category`` for one label, ``multi`` for many.
     """
 
     train: Shards
@@ -437,6 +481,8 @@ class Dataset:
     span: tuple[int, int] | None = None
     past: Shards | None = None
     slices: Int64 | None = None
+    components: tuple[Component, ...] = ()
+    label: Component | None = None
 
 
 class Source(Protocol):
@@ -464,12 +510,14 @@ class Evaluated:
         per_client: ``(clients,)`` per name; NaN where a client has nothing to evaluate.
         clients: ``(clients,)`` ids.
         weights: ``(clients,)`` how much each client counts in ``metrics``; None: all alike.
+        sums: What ``Pooled`` metrics follow from, summed over these clients.
     """
 
     metrics: Mapping[str, float]
     per_client: Mapping[str, Float]
     clients: Int64
     weights: Float | None = None
+    sums: Mapping[str, Int64] = field(default_factory=dict)
 
 
 class Evaluation(Protocol):
@@ -484,6 +532,13 @@ class Evaluation(Protocol):
         ``(clients, num_rows, coordinates)``.
         """
         ...
+
+
+@runtime_checkable
+class Pooled(Evaluation, Protocol):
+    """An evaluation with metrics that are no means over clients but follow from counts that clients add up."""
+
+    def pooled(self, sums: Mapping[str, Int64]) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +45,20 @@ _RETAIL = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,Custom
     for day in (3, 9)
     for n in range(12)
 )
+_RECORDS = "".join(
+    json.dumps(
+        {"id": n, "artist": f"c{n % 4}", "subjects": [f"s{n % 3}"], "title": f"The {n % 7}", "medium": "oil"}
+        | {
+            "dimensions": None,
+            "year": 1800 + n,
+            "classification": f"k{n % 2}",
+            "movements": [],
+            "inscription": None,
+        }
+    )
+    + "\n"
+    for n in range(60)
+)
 _TRIPLES = [f"e{n % 7}\tr{n % 5}\te{n % 11}\n" for n in range(60)]
 FILES = {
     "interactions": {"data.csv": _EVENTS},
@@ -57,16 +72,24 @@ FILES = {
     "wordnet": {"data.noun": _NOUNS, "index.noun": _INDEX},
     "online_retail": {"data.csv": _RETAIL},
     "text": {"data.csv": _TEXTS},
+    "records": {"data.jsonl": _RECORDS},
 }
+FILES["compositional"] = {"data.jsonl": _RECORDS}
 FILES["knowledge_graph"] = FILES["triples"]  # the experiment of that name
 FILES["leave_one_out"] = FILES["recommendation"] = FILES["dynamic"] = FILES["online_retail"]
 FILES["dynamic_text"] = FILES["text"]
 SYNTHETIC = ["data.num_clients=6", "data.num_items=60", "data.examples_per_client=20", "data.num_clusters=4"]
+_GALLERY = [
+    "data.components={title: text, year: number}",
+    "data.columns={client: artist, label: subjects}",
+    "data.label=multi",
+]
 # What else an option needs to stand on a few lines of data.
 WITH = {
     ("data", "synthetic"): SYNTHETIC,
     ("data", "taxonomy"): ["partition.num_clients=3"],
     ("data", "triples"): ["partition.num_clients=3"],
+    ("data", "records"): _GALLERY,
     ("data", "wordnet"): ["partition.num_clients=2"],
     ("partition", "column"): ["data=taxonomy", "partition.column=parent"],
     ("partition", "dirichlet"): ["data=taxonomy", "partition.column=parent", "partition.num_clients=3"],
@@ -76,6 +99,7 @@ WITH = {
     ("partition", "entity"): ["data=triples", "task=knowledge_graph", "partition.num_clients=3"],
     ("partition", "natural"): ["data=interactions", "task=skipgram"],
     ("cohort", "uniform"): ["cohort.size=3"],
+    ("experiment", "compositional"): ["data.label_tree.path=null", "cohort.size=2"],
     ("experiment", "knowledge_graph"): ["partition.num_clients=3"],
     ("experiment", "leave_one_out"): ["cohort.size=2", "evaluation.sampled=3"],
     ("experiment", "recommendation"): ["cohort.size=2"],
@@ -88,6 +112,7 @@ FITS = {
     "dynamic": {"interactions", "synthetic", "text"},
     "factorization": {"interactions", "synthetic", "text"},
     "knowledge_graph": {"triples"},
+    "compositional": {"records"},
     "hierarchical": {"taxonomy", "wordnet", "wordnet_mammals", "tree"},
 }
 
@@ -123,7 +148,9 @@ def overrides_of(place: Path, group: str, option: str) -> list[str]:
         task = next(task for task in TASKS if option in FITS[task])
         return [*data_overrides(place, option), f"task={task}"]
     if group == "task":
-        source = next(source for source in ("synthetic", "tree", "triples") if source in FITS[option])
+        source = next(
+            source for source in ("synthetic", "tree", "triples", "records") if source in FITS[option]
+        )
         return [*data_overrides(place, source), f"task={option}"]
     if group == "experiment":
         return [f"experiment={option}", *path_of(place, option), *extra]

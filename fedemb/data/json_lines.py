@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _LINES_FOR_KEYS = 1000
 
 Row = Mapping[str, Any]
+Cell = str | list[str] | None
 
 
 def json_keys(path: Path) -> list[str]:
@@ -43,7 +44,11 @@ def json_keys(path: Path) -> list[str]:
 
 
 def json_batches(
-    path: Path, wanted: Mapping[str, str], batch_bytes: int, counts: MutableMapping[str, int]
+    path: Path,
+    wanted: Mapping[str, str],
+    batch_bytes: int,
+    counts: MutableMapping[str, int],
+    lists: frozenset[str] = frozenset(),
 ) -> Iterator[pa.RecordBatch]:
     """Batches of strings, named by role; what is absent, null or empty is null.
 
@@ -54,25 +59,26 @@ def json_batches(
         wanted: Key of each role.
         batch_bytes: Text that is parsed at once, and the longest line that can be read.
         counts: ``rows_read`` and ``rows_malformed`` are added to.
+        lists: Roles that may hold a list of plain values; their columns are lists of strings.
 
     Raises:
         DataError: If the file cannot be read, or has no row.
     """
-    rows: list[tuple[str | None, ...]] = []
+    rows: list[tuple[Cell, ...]] = []
     num_good, size, malformed, first = 0, 0, 0, 0
     for number, num_bytes, line in numbered_lines(path, batch_bytes):
         row = _object(line)
-        cells = None if row is None else _cells(row, wanted)
+        cells = None if row is None else _cells(row, wanted, lists)
         if cells is None:
             malformed, first = malformed + 1, first or number
             continue
         rows.append(cells)
         num_good, size = num_good + 1, size + num_bytes
         if size >= batch_bytes:
-            yield _batch(rows, wanted)
+            yield _batch(rows, wanted, lists)
             rows, size = [], 0
     if rows:
-        yield _batch(rows, wanted)
+        yield _batch(rows, wanted, lists)
     counts["rows_read"] += num_good + malformed
     counts["rows_malformed"] += malformed
     if not num_good:
@@ -115,20 +121,41 @@ def _object(line: str) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def _cells(row: Row, wanted: Mapping[str, str]) -> tuple[str | None, ...] | None:
-    values = [row.get(key) for key in wanted.values()]
-    if any(isinstance(value, list | dict) for value in values):
-        return None
-    return tuple(as_cell(value) for value in values)
+def _cells(row: Row, wanted: Mapping[str, str], lists: frozenset[str]) -> tuple[Cell, ...] | None:
+    cells: list[Cell] = []
+    for role, key in wanted.items():
+        value = row.get(key)
+        several = value if isinstance(value, list) and role in lists else [value]
+        if any(isinstance(one, list | dict) for one in several):
+            return None
+        if role in lists:
+            plain = [cell for one in several if (cell := as_cell(one)) is not None]
+            cells.append(plain or None)
+        else:
+            cells.append(as_cell(value))
+    return tuple(cells)
 
 
-def _batch(rows: list[tuple[str | None, ...]], wanted: Mapping[str, str]) -> pa.RecordBatch:
-    return pa.record_batch([_strings(column) for column in zip(*rows, strict=True)], names=list(wanted))
+def _batch(rows: list[tuple[Cell, ...]], wanted: Mapping[str, str], lists: frozenset[str]) -> pa.RecordBatch:
+    columns = zip(wanted, zip(*rows, strict=True), strict=True)
+    arrays = [_lists(cells) if role in lists else _strings(cells) for role, cells in columns]
+    return pa.record_batch(arrays, names=list(wanted))
 
 
-def _strings(cells: tuple[str | None, ...]) -> pa.Array:
+def _strings(cells: Sequence[Cell]) -> pa.Array:
     try:
         return pa.array(cells, pa.string())
     except UnicodeEncodeError:  # half a surrogate pair, as an escape in the file
-        whole = [None if cell is None else cell.encode("utf-8", "replace").decode() for cell in cells]
-        return pa.array(whole, pa.string())
+        return pa.array([_whole(cell) if isinstance(cell, str) else None for cell in cells], pa.string())
+
+
+def _lists(cells: Sequence[Cell]) -> pa.Array:
+    try:
+        return pa.array(cells, pa.list_(pa.string()))
+    except UnicodeEncodeError:
+        whole = [None if cell is None else [_whole(one) for one in cell] for cell in cells]
+        return pa.array(whole, pa.list_(pa.string()))
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

@@ -26,7 +26,7 @@ def with_names_of(dataset: Dataset, known: Mapping[str, Vocabulary]) -> Dataset:
         were left out.
 
     Raises:
-        DataError: If nothing is left to train on, or a graph of other names hangs on the data.
+        DataError: If nothing is left to train on, or a graph or records of other names hang on the data.
     """
     other = {
         entity: known[entity].index(vocabulary.names)
@@ -38,6 +38,10 @@ def with_names_of(dataset: Dataset, known: Mapping[str, Vocabulary]) -> Dataset:
     if dataset.taxonomy is not None:
         raise DataError(
             "data of a taxonomy must have the names that the resumed run began with, got others; train anew"
+        )
+    if dataset.components:
+        raise DataError(
+            "records must have the values, bins and labels that the resumed run began with, got others; train anew"
         )
     splits, counts = {"training": dataset.train, **dataset.held_out}, dict(dataset.counts)
     for split, shards in splits.items():

@@ -37,6 +37,7 @@ def read_columns(
     required: frozenset[str] = frozenset(),
     names: Sequence[str] | None = None,
     quoted: bool = True,
+    lists: frozenset[str] = frozenset(),
 ) -> Iterator[pa.RecordBatch]:
     """Batches whose columns are named by role; strings from text, native types from Parquet.
 
@@ -56,6 +57,7 @@ def read_columns(
         required: Roles without which a row is dropped; the first one is logged with its line.
         names: Column names of a text file that has no header line.
         quoted: Whether quotes in a text file enclose a cell; else they are characters like others.
+        lists: Roles whose cells may be lists of plain values: columns of lists from JSON Lines.
 
     Raises:
         DataError: If the file is missing, empty, without rows, not readable, or lacks a column.
@@ -75,7 +77,7 @@ def read_columns(
     if parquet:
         batches = _parquet_batches(path, wanted, batch_bytes, counts)
     elif json:
-        batches = guarded(path, json_batches(path, wanted, batch_bytes, counts))
+        batches = guarded(path, json_batches(path, wanted, batch_bytes, counts, lists))
     else:
         batches = _text_batches(
             path, wanted, present, names is None, str(delimiter), batch_bytes, counts, quoted

@@ -12,13 +12,23 @@ from fedemb.errors import SettingError
 from fedemb.evaluate.alarm import chance
 from fedemb.evaluate.context import ContextPrediction
 from fedemb.evaluate.hierarchy import Reconstruction
+from fedemb.evaluate.labels import LabelPrediction
 from fedemb.evaluate.pairs import PairClassification
 from fedemb.evaluate.popularity import Unlearnt, unlearnt_rankings
 from fedemb.evaluate.ranking import Ranking, asked_at, history_before
 from fedemb.evaluate.sampled import sampled_metrics
 from fedemb.evaluate.triples import LinkPrediction
 from fedemb.tasks.hierarchical import Hierarchical
-from fedemb.types import ContextPredictor, Dataset, Evaluation, Int64, LinkPredictor, Recommender, Task
+from fedemb.types import (
+    ContextPredictor,
+    Dataset,
+    Evaluation,
+    Int64,
+    Labeller,
+    LinkPredictor,
+    Recommender,
+    Task,
+)
 
 REFERENCES = ("popularity", "popularity_any_time", "recent_popularity", "own_repeats", "item_cosine")
 
@@ -30,18 +40,18 @@ def _split(dataset: Dataset) -> str | None:
 
 def evaluation_for(task: Task, dataset: Dataset, sampled: int = 0, seed: int = 0) -> Evaluation | None:
     """Reconstruction and links for a taxonomy, ranking of held-out items, link prediction of triples,
-    classification of held-out pairs, or nothing.
+    labels of held-out records, classification of held-out pairs, or nothing.
 
     Args:
         task: What is measured.
         dataset: With held-out splits.
         sampled: Where items are ranked, each one also against so many sampled ones; 0: not.
-        seed: Of the sample.
+        seed: Of the sample, and of what is removed from records.
 
     Raises:
         SettingError: If there is nothing to sample from.
     """
-    evaluation = _evaluation(task, dataset)
+    evaluation = _evaluation(task, dataset, seed)
     if not sampled:
         return evaluation
     if not isinstance(evaluation, Ranking):
@@ -55,7 +65,7 @@ def evaluation_for(task: Task, dataset: Dataset, sampled: int = 0, seed: int = 0
     return replace(evaluation, also=partial(sampled_metrics, num_sampled=sampled, seed=seed))
 
 
-def _evaluation(task: Task, dataset: Dataset) -> Evaluation | None:
+def _evaluation(task: Task, dataset: Dataset, seed: int) -> Evaluation | None:
     columns = dataset.train.columns
     split = _split(dataset)
     if dataset.taxonomy is not None:
@@ -74,6 +84,8 @@ def _evaluation(task: Task, dataset: Dataset) -> Evaluation | None:
     if "item" in columns and isinstance(task, Recommender):
         now = asked_at(dataset, split)
         return Ranking(task, history_before(dataset, split), held_out, split=split, now=now)
+    if isinstance(task, Labeller):
+        return LabelPrediction(task, held_out, seed, split)
     if isinstance(task, LinkPredictor):
         return LinkPrediction(task, dataset, split)
     if {"left", "right", "label"} <= set(columns):
@@ -88,6 +100,8 @@ def measurable(evaluation: Evaluation, dataset: Dataset) -> Int64:
             return np.flatnonzero(evaluation.test.sizes > 0)
         case LinkPrediction():
             return np.flatnonzero(evaluation.triples.sizes > 0)
+        case LabelPrediction():
+            return np.flatnonzero(evaluation.held_out.sizes > 0)
         case ContextPrediction():
             return np.flatnonzero(evaluation.held_out.sizes > 0)
         case PairClassification():

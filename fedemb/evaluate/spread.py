@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedemb.types import Float
+from fedemb.types import Evaluation, Float, Int64, Pooled
 
 
 def over_clients(per_client: Mapping[str, Float], weights: Float | None = None) -> dict[str, float]:
@@ -25,6 +25,31 @@ def over_clients(per_client: Mapping[str, Float], weights: Float | None = None) 
         own = None if weights is None else weights[known]
         means[name] = float(np.average(values[known], weights=own)) if known.any() else float("nan")
     return means
+
+
+def overall(
+    evaluation: Evaluation | None,
+    per_client: Mapping[str, Float],
+    weights: Float | None,
+    sums: Sequence[Mapping[str, Int64]],
+) -> dict[str, float]:
+    """Metrics over clients that were measured apart: what follows from their sums, and means.
+
+    Args:
+        evaluation: That measured.
+        per_client: ``(clients,)`` per name.
+        weights: ``(clients,)``; None: all alike.
+        sums: ``Evaluated.sums`` of every group of clients.
+    """
+    means = over_clients(per_client, weights)
+    if not sums or not sums[0] or not isinstance(evaluation, Pooled):
+        return means
+    return {**evaluation.pooled(added(sums)), **means}
+
+
+def added(sums: Sequence[Mapping[str, Int64]]) -> dict[str, Int64]:
+    """The sum of counts, by name."""
+    return {name: np.sum([one[name] for one in sums], axis=0) for name in sums[0]}
 
 
 def spread(values: Float, higher_is_better: bool = True) -> dict[str, float]:

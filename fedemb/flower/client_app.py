@@ -128,7 +128,8 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
         if evaluated.weights is not None:
             arrays["weights"] = torch.from_numpy(evaluated.weights)
         record = pack({"clients": torch.from_numpy(clients), **arrays}, False)
-        return Message(RecordDict({"per_client": record}), reply_to=message)
+        sums = pack({name: torch.from_numpy(count) for name, count in evaluated.sums.items()}, False)
+        return Message(RecordDict({"per_client": record, "sums": sums}), reply_to=message)
 
     @app.query("save")
     def save(message: Message, context: Context) -> Message:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedemb.aggregate.check import reject, select
 from fedemb.errors import DataError, RunError
-from fedemb.evaluate.spread import over_clients
+from fedemb.evaluate.spread import overall
 from fedemb.flower.codec import decode, model_bytes, upload_bytes
 from fedemb.flower.nodes import describe_nodes
 from fedemb.flower.plan import Plan, Tally
@@ -237,9 +237,8 @@ class FederatedEmbedding(Strategy):
         self.evaluated = evaluated
         return _record(evaluated.metrics)
 
-    @staticmethod
-    def _evaluated(replies: Iterable[Message]) -> Evaluated | None:
-        parts = []
+    def _evaluated(self, replies: Iterable[Message]) -> Evaluated | None:
+        parts, sums = [], []
         for reply in replies:
             if reply.has_error():
                 lines = (reply.error.reason or "no reason given").strip().splitlines()
@@ -247,6 +246,9 @@ class FederatedEmbedding(Strategy):
             record = reply.content["per_client"]
             assert isinstance(record, ArrayRecord)
             parts.append(unpack(record))
+            added_up = reply.content["sums"]
+            assert isinstance(added_up, ArrayRecord)
+            sums.append({name: count.numpy() for name, count in unpack(added_up).items()})
         if not parts:
             return None
         whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
@@ -254,7 +256,8 @@ class FederatedEmbedding(Strategy):
         whole = {name: values[order] for name, values in whole.items()}
         per_client = {n.removeprefix("metric/"): v for n, v in whole.items() if n.startswith("metric/")}
         weights = whole.get("weights")
-        return Evaluated(over_clients(per_client, weights), per_client, whole["clients"], weights)
+        metrics = overall(self.plan.evaluation, per_client, weights, sums)
+        return Evaluated(metrics, per_client, whole["clients"], weights)
 
     def evaluate(self, grid: Grid, round: int) -> Evaluated | None:
         """The model as it stands, measured at the server or on the clients."""

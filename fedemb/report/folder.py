@@ -20,6 +20,7 @@ from fedemb.report.metrics_log import read_metrics
 from fedemb.report.phases import phase_colours
 from fedemb.report.plots import convergence
 from fedemb.report.projection import to_disk
+from fedemb.report.removal import draw_removal, removal_curves, removal_sheet
 from fedemb.types import Dataset, Evaluated, Table
 
 _MOST_NODES = 100_000
@@ -36,8 +37,8 @@ def draw(
     drift: Drift | None = None,
 ) -> None:
     """Writes ``convergence.png``, ``clients.png`` where clients were measured, ``disk.png`` for a hyperbolic
-    taxonomy that can be drawn, ``drift.png``, ``neighbours.csv`` and ``moved.csv`` where rows moved through time, and
-    ``report.html``.
+    taxonomy that can be drawn, ``drift.png``, ``neighbours.csv`` and ``moved.csv`` where rows moved through time,
+    ``removal.png`` where parts of records were removed, and ``report.html``.
 
     Pictures that an earlier part of the run left go.
 
@@ -51,7 +52,7 @@ def draw(
         config: The composed configuration as YAML.
         drift: How rows of the main table moved through time.
     """
-    plots = [folder / f"{name}.png" for name in ("convergence", "clients", "disk", "drift")]
+    plots = [folder / f"{name}.png" for name in ("convergence", "clients", "disk", "drift", "removal")]
     for plot in plots:
         plot.unlink(missing_ok=True)
     metrics = read_metrics(folder)
@@ -79,4 +80,8 @@ def draw(
         write_neighbours(drift, vocabulary, folder / "neighbours.csv")
         write_moved(drift, vocabulary, folder / "moved.csv")
         more.append(neighbour_sheet(drift, vocabulary))
+    curves = removal_curves({name: model.metrics for name, model in models.items()})
+    if curves:
+        draw_removal(curves, colours, plots[4])
+        more.append(removal_sheet(curves))
     write_report(folder, summary, config, plots, more)

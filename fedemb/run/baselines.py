@@ -13,7 +13,7 @@ from torch import Tensor
 from fedemb.build import Parts
 from fedemb.data.shards import Shards
 from fedemb.evaluate.choose import measurable
-from fedemb.evaluate.spread import over_clients
+from fedemb.evaluate.spread import added, over_clients
 from fedemb.train.apply import apply_
 from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, personal_rows, rows_of
@@ -27,6 +27,7 @@ from fedemb.types import (
     Int64,
     ListwiseTask,
     MetricsSink,
+    Pooled,
     Table,
     Task,
 )
@@ -161,16 +162,22 @@ def local_only(parts: Parts, training: LocalTraining, rounds: int, on_round: Met
     if parts.evaluation is None:
         return None
     eligible = measurable(parts.evaluation, parts.dataset)
-    results = []
+    results: list[Evaluated] = []
+    sums: list[Mapping[str, Int64]] = []
     for start in range(0, len(eligible), size):
         chunk = eligible[start : start + size]
         begin = time.perf_counter()
-        results += _alone(parts, task, training, passes, chunk, tables, dense)
+        for result in _alone(parts, task, training, passes, chunk, tables, dense):
+            sums = [added([*sums, result.sums])]
+            results.append(replace(result, sums={}))
         line = {"phase": "local_only", "round": min(start + size, len(eligible)), "rounds": len(eligible)}
         on_round({**line, "seconds": time.perf_counter() - begin})
     if not results:
         return None
-    return _joined(results, eligible, data.num_clients)
+    joined = _joined(results, eligible, data.num_clients)
+    if sums[0] and isinstance(parts.evaluation, Pooled):
+        joined = replace(joined, metrics={**joined.metrics, **parts.evaluation.pooled(sums[0])})
+    return joined
 
 
 def _alone(

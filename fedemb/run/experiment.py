@@ -86,6 +86,7 @@ def describe_data(parts: Parts) -> str:
     sizes = data.train.sizes
     held = sizes[sizes > 0]
     plurals = {name: f"{name[:-1]}ies" if name.endswith("y") else f"{name}s" for name in data.vocabularies}
+    plurals |= {name: name for name in data.vocabularies if name.endswith("s")}
     entities = ", ".join(f"{len(v):,} {plurals[name]}" for name, v in data.vocabularies.items())
     quantiles = np.percentile(held, [0, 50, 100]).astype(int)
     idle = f", {len(sizes) - len(held):,} without any" if len(held) < len(sizes) else ""

@@ -8,7 +8,7 @@ Distribution", 2019. On a curved table moments are kept in the orthonormal frame
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Settings:
         momentum: Share of the last direction that is kept, for ``momentum``.
         beta1, beta2: Decay of first and second moments, for ``adam`` and ``yogi``.
         tau: Added to the root of the second moment: degree of adaptivity.
+        dense_learning_rate: Factor on the step of dense parameters; None: the same.
     """
 
     learning_rate: float = 1.0
@@ -34,11 +35,15 @@ class Settings:
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
+    dense_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "tau"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"server.{name} must be a positive number, got {getattr(self, name)}")
+        for name in ("learning_rate", "tau", "dense_learning_rate"):
+            value = getattr(self, name)
+            if value is None and name == "dense_learning_rate":
+                continue
+            if not 0 < value < float("inf"):
+                raise ValueError(f"server.{name} must be a positive number, got {value}")
         for name in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"server.{name} must be in [0, 1), got {getattr(self, name)}")
@@ -122,9 +127,12 @@ class RowOptimizer:
                 value[rows] = state[n]
             start = table.index_select(0, rows)
             table[rows] = space.project(space.exp(start, space.from_frame(start, moved)))
+        of_dense = replace(
+            self.settings, learning_rate=self.settings.dense_learning_rate or self.settings.learning_rate
+        )
         for name, steps in total.dense.items():
             state = {n: self._full(f"{name}/{n}", tuple(steps.shape), steps) for n in names}
-            dense[name] += rule(steps, state, self.settings)
+            dense[name] += rule(steps, state, of_dense)
             self._state.update({f"{name}/{n}": value for n, value in state.items()})
 
     def state(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedemb.atomic import write_atomically
 from fedemb.data.shards import Shards
 from fedemb.errors import RunError
-from fedemb.evaluate.spread import over_clients
+from fedemb.evaluate.spread import added, overall
 from fedemb.stages import on_clients
 from fedemb.train.apply import apply_
 from fedemb.train.epochs import observed
@@ -106,7 +106,9 @@ class Host:
         per_client = {n: np.concatenate([r.per_client[n] for r in results]) for n in results[0].per_client}
         weights = [result.weights for result in results if result.weights is not None]
         whole = np.concatenate(weights) if weights else None
-        return Evaluated(over_clients(per_client, whole), per_client, clients, whole)
+        sums = added([result.sums for result in results])
+        metrics = overall(self.evaluation, per_client, whole, [sums])
+        return Evaluated(metrics, per_client, clients, whole, sums)
 
     def _fine_tuned(
         self,

@@ -15,6 +15,7 @@ lines, and a client's result does not depend on its company.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -369,6 +370,8 @@ def _client_bytes(task: Task, shards: Shards, settings: LocalTraining) -> Int64:
     sizes = shards.sizes
     total = np.maximum(sizes, 1) * _example_bytes(task, shards, settings)
     in_step = np.minimum(sizes, settings.batch_size) if settings.batch_size else sizes
+    copies = 4 * sum(math.prod(parameter.shape) for parameter in task.dense)
+    total += 3 * (in_step + 1) * copies  # a client's copy, an example's, and their gradients
     for table, drawn in candidate_tables(task):
         held = np.minimum(2 * sizes, table.num_rows)
         most = held if drawn is None else np.full_like(sizes, min(drawn.count, table.num_rows))

@@ -17,6 +17,7 @@ from fedemb.flower.records import unpack
 from fedemb.flower.strategy import FederatedEmbedding
 from fedemb.run import in_process
 from fedemb.run.training import Trained, plan_of, train_on, train_with_runner
+from tests.gallery import gallery_overrides
 from tests.graphs import graph_files
 
 SMALL = [
@@ -49,6 +50,9 @@ CASES = {
     "reconstructed": [
         *INTERACTIONS, "task=factorization", "task.dim=8", "cohort=uniform", "cohort.size=11",
         "train.personal=reconstructed", "train.reconstruction_epochs=3", "train.support_share=0.5",
+    ],
+    "compositional": [
+        *gallery_overrides(), "task.dim=8", "task.hidden=4", "cohort=uniform", "cohort.size=3", "rounds=3",
     ],
     "knowledge-graph": [
         "data=triples", f"data.path={graph_files()}", "partition=natural", "task=knowledge_graph", "task.dim=8",
@@ -89,7 +93,8 @@ def test_nodes_waves_and_chunks_do_not_change_results(case: str, change: str, tm
 
 
 @pytest.mark.parametrize(
-    "case", ["hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic-means"]
+    "case",
+    ["hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic-means", "compositional"],
 )
 def test_by_value_equals_by_reference(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = run(CASES[case], tmp_path)
@@ -193,7 +198,14 @@ def test_nodes_set_up_otherwise_are_refused(tmp_path: Path) -> None:
 
 
 def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
-    for case in ("hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic-means"):
+    for case in (
+        "hierarchical",
+        "factorization",
+        "reconstructed",
+        "knowledge-graph",
+        "dynamic-means",
+        "compositional",
+    ):
         folder = tmp_path / case
         base = [*CASES[case], "server.optimizer=yogi", "checkpoint_every=2"]
         whole = run([*base, "rounds=4"], folder / "whole")

@@ -26,7 +26,7 @@ def test_a_path_that_ray_cannot_start_from_is_refused(monkeypatch: pytest.Monkey
 )
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "case", ["hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic"]
+    "case", ["hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic", "compositional"]
 )
 def test_simulation_equals_in_process(case: str, tmp_path: Path) -> None:
     one = run(CASES[case], tmp_path)
