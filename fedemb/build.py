@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -226,15 +226,22 @@ def _stamps(config: DictConfig) -> Stamps:
     """Path, size and time of change of the files that the settings of the data name or whose folder they name, and of
     the model that is taken up.
     """
-    settings = OmegaConf.to_container(config.data, resolve=True)
-    assert isinstance(settings, dict)
-    names = [value for value in settings.values() if isinstance(value, str) and len(value) < _LONGEST_PATH]
-    paths = [Path(name) for name in names if name and "\0" not in name]
+    settings = list(_leaves(OmegaConf.to_container(config.data, resolve=True)))
+    paths = [Path(name) for name in settings if 0 < len(name) < _LONGEST_PATH and "\0" not in name]
     if config.get("resume"):
         paths.append(Path(config.resume) / "model")
     files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     states = [(str(file), file.stat()) for file in files if file.exists()]
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """All strings among nested settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
 
 
 @lru_cache(maxsize=1)

@@ -54,6 +54,7 @@ _RECORDS = "".join(
             "classification": f"k{n % 2}",
             "movements": [],
             "inscription": None,
+            "credit": f"Presented by {n % 3}",
         }
     )
     + "\n"

@@ -57,8 +57,8 @@ class Lacking:
         shares = {"random": self.random, "client": self.client}
         shares |= {f"column.{name}": share for name, share in self.column.items()}
         for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise SettingError(f"data.missing.{name} must be in [0, 1], got {share}")
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise SettingError(f"data.missing.{name} must be a number in [0, 1], got {share!r}")
 
     def lacks(self, component: str, records: Int64, clients: Int64, seed: int) -> npt.NDArray[np.bool_]:
         """Which records ``(records,)`` lack a component, given their keys and those of their clients."""

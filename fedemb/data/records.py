@@ -99,7 +99,7 @@ class Records:
         depth = self.label_tree.get("depth", 1)
         if not set(self.label_tree) <= {"path", "depth"} or not isinstance(depth, int) or depth < 0:
             raise SettingError(
-                f"data.label_tree must have path and a depth from 0 on, got {dict(self.label_tree)}"
+                f"data.label_tree must have path and depth, a number from 0 on, got {dict(self.label_tree)}"
             )
         if self.min_client_count < 1:
             raise SettingError(f"data.min_client_count must be at least 1, got {self.min_client_count}")
