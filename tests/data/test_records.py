@@ -244,10 +244,10 @@ def test_cold_clients(tmp_path: Path) -> None:
         ({"labels": 1}, "data.labels must be a number from 2 on"),
         ({"labels": "dark"}, "a list of names"),
         ({"labels": ["light"]}, "must name labels of training records, got 'light'"),
-        ({"missing": {"random": 2.0}}, "data.missing.random must be in"),
+        ({"missing": {"random": 2.0}}, "data.missing.random must be a number in"),
         ({"missing": {"column": {"titel": 0.5}}}, "did you mean 'title'"),
         ({"missing": {"often": 0.5}}, "data.missing must have random, client and column"),
-        ({"label_tree": {"path": "x", "depth": -1}}, "a depth from 0 on"),
+        ({"label_tree": {"path": "x", "depth": -1}}, "depth, a number from 0 on"),
         ({"columns": {"labels": "x"}}, "did you mean data.columns.label"),
     ],
 )  # fmt: skip
