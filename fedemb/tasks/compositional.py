@@ -220,9 +220,9 @@ class Compositional:
                 found.append(total / count.clamp(min=1).sqrt()[:, None])
                 there.append(count > 0)
             else:
-                known_number = ~column.isnan()
-                features = self._waves(torch.where(known_number, column, 0.0)) * known_number[:, None]
-                found.append(torch.einsum("nf,nfd->nd", features, dense[f"waves_{part.name}"]))
+                known_number, waves = ~column.isnan(), dense[f"waves_{part.name}"]
+                features = self._waves(torch.where(known_number, column, 0.0).to(waves.dtype))
+                found.append(torch.einsum("nf,nfd->nd", features * known_number[:, None], waves))
                 there.append(known_number)
         return torch.stack(found, 1), torch.stack(there, 1)
 

@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from fedemb.data.shards import Shards, offsets_of
 from fedemb.manifolds import Euclidean
+from fedemb.tasks.compositional import Compositional
 from fedemb.tasks.dynamic import Dynamic
 from fedemb.tasks.factorization import Factorization
 from fedemb.tasks.hierarchical import Hierarchical
@@ -23,7 +24,7 @@ from fedemb.train.initial import initial_dense, initial_table
 from fedemb.train.optimizers import SGD, Adagrad, Adam
 from fedemb.train.personal import personal_rows
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
-from fedemb.types import Dense, Drawn, Exclusion, ListwiseTask, Table, Task
+from fedemb.types import Component, Dense, Drawn, Exclusion, ListwiseTask, Table, Task
 from tests.reference import train_client
 
 NUM_ITEMS, NUM_RELATIONS, SIZES = 23, 3, np.array([7, 0, 1, 12, 5])
@@ -94,6 +95,11 @@ def shards(*names: str) -> Shards:
         columns["session"] = np.arange(total) // 2
     if "relation" in names:
         columns["relation"] %= NUM_RELATIONS
+    if "medium" in names:
+        columns["medium"] = rng.integers(-1, 5, (total, 1)).astype(np.int32)
+        columns["tags"] = rng.integers(-1, 9, (total, 3)).astype(np.int32)
+        columns["year"] = np.where(rng.random(total) < 0.3, np.nan, rng.random(total)).astype(np.float32)
+        columns["label"] = rng.integers(-1, 4, (total, 2)).astype(np.int32)
     columns["weight"] = rng.random(total).astype(np.float32) + 0.5
     return Shards(columns, offsets_of(SIZES))
 
@@ -114,6 +120,12 @@ def dynamic(**changes: Any) -> Task:
     bounds = np.array([0, 40, 60, 100]) * 86_400
     task = Dynamic(NUM_ITEMS, bounds, 3, 4, 2, "slices", "exponential", "history", 3, True, 1.0, 2, 0.1, 0.5)
     return Double(replace(task, **changes))
+
+
+def parts(combine: str) -> Task:
+    medium, tags = Component("medium", "category", "medium", 5), Component("tags", "multi", "tags", 9, 3)
+    year, label = Component("year", "number", "year", 0), Component("label", "multi", "label", 4, 2)
+    return Double(Compositional((medium, tags, year), label, 4, combine, 0.5, 0.2, 3, 2, 0.4))
 
 
 PAIRS, TRIPLES = ("left", "right"), ("head", "relation", "tail")
@@ -168,6 +180,8 @@ TASKS = {
         lambda: Hierarchical(NUM_ITEMS, 3, "lorentz", -1.0, 6, 0.3, log_q_correction=True, cdf=cdf() ** 2),
         ("child", "parent"),
     ),
+    "parts": (lambda: parts("attention"), ("medium",)),
+    "parts-joined": (lambda: parts("concatenation"), ("medium",)),
     "rotate": (lambda: graph_task("rotate", "sampled", False, "personal", 0.1), TRIPLES),
 }
 
