@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import tempfile
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 
 from fedemb.data.partition import Natural
 from fedemb.data.records import Records
+from fedemb.data.shards import Shards
+from fedemb.data.vocabulary import Vocabulary
 from fedemb.types import Dataset
 
 WORDS = ("river", "saint", "horse", "bowl", "storm", "king")
@@ -26,7 +29,7 @@ COMPONENTS: dict[str, Any] = {
 
 
 def rows(num_rows: int = 150, num_clients: int = 6) -> list[dict[str, Any]]:
-    """Rows as JSON has them: the third client has nothing, every part is missing somewhere, a few lack all."""
+    """Rows as JSON has them: every part is missing somewhere, a few lack all, and nobody is called c2."""
     rng = np.random.default_rng(0)
     found = []
     for number in range(num_rows):
@@ -64,6 +67,23 @@ def gallery(label: str = "multi") -> Dataset:
         path = path.with_name("first.jsonl")
         path.write_text("".join(json.dumps({**row, "label": row["label"][0]}) + "\n" for row in rows()))
     return Records(str(path), COMPONENTS, label=label, test_share=0.3).load(Natural(), 0)
+
+
+def with_nobody(data: Dataset) -> Dataset:
+    """The same data and, in the third place, a client more, which has none."""
+    assert data.clients is not None
+    names = data.clients.to_list()
+    return replace(
+        data,
+        train=with_third_empty(data.train),
+        held_out={split: with_third_empty(shards) for split, shards in data.held_out.items()},
+        clients=Vocabulary.of([*names[:2], "nobody", *names[2:]]),
+    )
+
+
+def with_third_empty(shards: Shards) -> Shards:
+    """The same lines, and a client more, which has none."""
+    return Shards(shards.columns, np.insert(shards.offsets, 2, shards.offsets[2]))
 
 
 def gallery_overrides() -> list[str]:

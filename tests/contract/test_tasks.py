@@ -61,7 +61,7 @@ from fedemb.types import (
     Total,
     Updates,
 )
-from tests.gallery import gallery
+from tests.gallery import gallery, with_nobody
 from tests.graphs import graph
 
 # --- the tables: one line for each implementation -------------------------------------------------------
@@ -124,12 +124,16 @@ TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
     "dynamic-gated": lambda: of(Dynamic, clusters(), **{**_DYNAMIC, "state": "gated", "rows": "static"}),
     "dynamic-waves": lambda: of(Dynamic, clusters(), **{**_DYNAMIC, "state": "mean", "rows": "continuous"}),
     "dynamic-window": lambda: of(Dynamic, clusters(), **{**_DYNAMIC, **_WINDOW}),
-    "attention": lambda: of(Compositional, gallery(), **_PARTS),
-    "one-label": lambda: of(Compositional, gallery("category"), **_PARTS),
-    "parts-mean": lambda: of(Compositional, gallery(), **{**_PARTS, "combine": "mean", "drop_values": 0.0}),
-    "zero-fill": lambda: of(Compositional, gallery(), **{**_PARTS, "combine": "zero_fill", "drop": 0.0}),
+    "attention": lambda: of(Compositional, with_nobody(gallery()), **_PARTS),
+    "one-label": lambda: of(Compositional, with_nobody(gallery("category")), **_PARTS),
+    "parts-mean": lambda: of(
+        Compositional, with_nobody(gallery()), **{**_PARTS, "combine": "mean", "drop_values": 0.0}
+    ),
+    "zero-fill": lambda: of(
+        Compositional, with_nobody(gallery()), **{**_PARTS, "combine": "zero_fill", "drop": 0.0}
+    ),
     "concatenation": lambda: of(
-        Compositional, gallery(), **{**_PARTS, "combine": "concatenation", "hidden": 0}
+        Compositional, with_nobody(gallery()), **{**_PARTS, "combine": "concatenation", "hidden": 0}
     ),
     "complex": lambda: of(KnowledgeGraph, graph(), **_GRAPH),
     "complex-all": lambda: of(KnowledgeGraph, graph(), **{**_GRAPH, "against": "all"}),
