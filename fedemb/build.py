@@ -23,8 +23,10 @@ from fedemb.config import digest, explain
 from fedemb.data.known import with_names_of
 from fedemb.errors import DataError, SettingError
 from fedemb.evaluate.choose import evaluation_for, known_when_measured
+from fedemb.gaussian import Gaussian
 from fedemb.model import Run
 from fedemb.server.optimizers import RowOptimizer, Settings
+from fedemb.server.posterior import Posterior, check_evidence
 from fedemb.server.prior import RandomWalk
 from fedemb.stages.clip import Clip
 from fedemb.stages.weight import Weight
@@ -289,15 +291,17 @@ def _build(config: Any) -> Parts:
             dataset = replace(dataset, slices=np.array(begun.facts["slices"], dtype=np.int64))
     task: Task = _instantiate("task", config.task, dataset=dataset)
     sampler = _instantiate("cohort", config.cohort)
-    sampler.check(int((dataset.train.sizes > 0).sum()))
+    num_eligible = int((dataset.train.sizes > 0).sum())
+    sampler.check(num_eligible)
     aggregate = config.aggregate
     stages: list[Stage] = []
     if aggregate.clip_norm is not None:
         stages.append(_checked("aggregate", Clip, clip_norm=aggregate.clip_norm))
     stages.append(_checked("aggregate", Weight, by=aggregate.weights, cap=aggregate.weight_cap))
-    if aggregate.rows == "sum" and aggregate.weights == "examples":
+    if aggregate.rows in ("sum", "population") and aggregate.weights == "examples":
         raise SettingError(
-            "aggregate.rows=sum adds updates up, so aggregate.weights must be uniform or capped, got examples"
+            f"aggregate.rows={aggregate.rows} adds updates up, so aggregate.weights must be uniform or capped, "
+            "got examples"
         )
     shared = tuple(table for table in task.tables if table.shared)
     _checked("aggregate", Plain, tables=shared, rows=aggregate.rows, mean=aggregate.mean)
@@ -312,9 +316,15 @@ def _build(config: Any) -> Parts:
 
     def optimizer_of() -> ServerOptimizer:
         plain = RowOptimizer(shared, rule, settings)
+        if any(isinstance(table.manifold, Gaussian) for table in shared):
+            return Posterior(plain, shared)
         return RandomWalk(plain, shared) if any(table.num_slices > 1 for table in shared) else plain
 
     training = _training(config.train)
+    if any(isinstance(table.manifold, Gaussian) for table in task.tables):
+        check_evidence(
+            training, aggregate.rows, aggregate.weights, sampler.expected(num_eligible) < num_eligible
+        )
     if training.personal == RECONSTRUCTED and len(shared) == len(task.tables):
         raise SettingError(
             "train.personal=reconstructed needs a task with personal tables, such as task=factorization; "
@@ -327,7 +337,7 @@ def _build(config: Any) -> Parts:
         training=training,
         stages=tuple(stages),
         aggregator_of=aggregator_of,
-        want_holders=aggregate.rows == "heat",
+        want_holders=aggregate.rows in ("heat", "population"),
         optimizer_of=optimizer_of,
         evaluation=_checked(
             "evaluation",

@@ -105,7 +105,7 @@ def mean_by_geoopt(mean: str, space: Manifold, points: Tensor, weights: Tensor) 
     """In unit ball coordinates; the Lorentzian centroid is the gyromidpoint in another model."""
     c = torch.tensor(-space.curvature, dtype=torch.float64)
     ball = c.sqrt() * points if space.name == "poincare" else lorentz_to_poincare(points * c.sqrt(), c**0)
-    if mean == "ball":
+    if mean == "coordinates":
         return (weights[:, None] * ball).sum(0) / weights.sum()
     return geoopt.PoincareBall(c=1.0).weighted_midpoint(ball, weights)
 
@@ -113,7 +113,7 @@ def mean_by_geoopt(mean: str, space: Manifold, points: Tensor, weights: Tensor) 
 @pytest.mark.parametrize("curvature", [-1.0, -0.6])
 @pytest.mark.parametrize("space", ["poincare", "lorentz"])
 @pytest.mark.parametrize("rule", ["ratio", "uniform", "fedavg"])
-@pytest.mark.parametrize("mean", ["centroid", "ball"])
+@pytest.mark.parametrize("mean", ["centroid", "coordinates"])
 def test_means_of_points_are_those_of_the_trained_points(
     mean: str, rule: str, space: str, curvature: float
 ) -> None:
@@ -148,7 +148,11 @@ def test_means_of_points_are_those_of_the_trained_points(
 
 def test_two_points_on_a_ray_show_what_averaging_coordinates_does() -> None:
     """Tangent mean and centroid are the middle of 2 and 4; in the ball it is 2 artanh((tanh 1 + tanh 2) / 2)."""
-    middles = {"tangent": 3.0, "centroid": 3.0, "ball": 2 * math.atanh((math.tanh(1) + math.tanh(2)) / 2)}
+    middles = {
+        "tangent": 3.0,
+        "centroid": 3.0,
+        "coordinates": 2 * math.atanh((math.tanh(1) + math.tanh(2)) / 2),
+    }
     assert set(middles) == set(MEANS)
     for name in ("poincare", "lorentz"):
         spec = Table("node", 1, 2, manifold(name), 0.4)
@@ -175,7 +179,7 @@ def test_every_mean_is_the_plain_mean_on_a_flat_table(rule: str, mean: str) -> N
     assert torch.equal(plain.finish(tables).tables["node"].steps, tangent.finish(tables).tables["node"].steps)
 
 
-@pytest.mark.parametrize("mean", ["centroid", "ball"])
+@pytest.mark.parametrize("mean", ["centroid", "coordinates"])
 @pytest.mark.parametrize("space", ["poincare", "lorentz"])
 def test_far_out_means_of_points_stay_in_the_space(space: str, mean: str) -> None:
     spec = table(space)
@@ -193,10 +197,10 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"aggregate\.rows must be one of"):
         Plain((table(),), "mean")
     with pytest.raises(
-        ValueError, match=r"aggregate\.mean must be one of tangent, centroid, ball, got 'frechet'"
+        ValueError, match=r"aggregate\.mean must be one of tangent, centroid, coordinates, got 'frechet'"
     ):
         Plain((table(),), "ratio", "frechet")
-    for mean in ("centroid", "ball"):
+    for mean in ("centroid", "coordinates"):
         with pytest.raises(ValueError, match=f"mean={mean} averages points, but .* does not average"):
             Plain((table("poincare"),), "sum", mean)
 
