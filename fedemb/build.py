@@ -38,7 +38,6 @@ from fedemb.train.rows import RECONSTRUCTED, LocalTraining
 from fedemb.types import Aggregator, CohortSampler, Dataset, Evaluation, ServerOptimizer, Stage, Table, Task
 
 Stamps: TypeAlias = tuple[tuple[str, int, int], ...]
-_LONGEST_PATH = 4096  # a longer setting is no file's name: systems refuse to look for it
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,8 @@ def load_data(config: DictConfig) -> Dataset:
     Raises:
         DataError: If they cannot be used, or nobody has an example.
     """
-    plain = OmegaConf.create({name: config[name] for name in ("data", "partition", "seed")})
-    return _loaded(OmegaConf.to_yaml(plain, resolve=True), _stamps(config))
+    own = {n: OmegaConf.to_container(config[n], resolve=True) for n in ("data", "partition")}
+    return _loaded(OmegaConf.to_yaml(OmegaConf.create({**own, "seed": config.seed})), _stamps(config))
 
 
 @lru_cache(maxsize=2)
@@ -228,12 +227,19 @@ def _stamps(config: DictConfig) -> Stamps:
     """Path, size and time of change of the files that the settings of the data name or whose folder they name, and of
     the model that is taken up.
     """
-    settings = list(_leaves(OmegaConf.to_container(config.data, resolve=True)))
-    paths = [Path(name) for name in settings if 0 < len(name) < _LONGEST_PATH and "\0" not in name]
+    paths = [Path(name) for name in _leaves(OmegaConf.to_container(config.data, resolve=True)) if name]
     if config.get("resume"):
         paths.append(Path(config.resume) / "model")
-    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    states = [(str(file), file.stat()) for file in files if file.exists()]
+    return tuple(stamp for path in paths for stamp in _stamps_of(path))
+
+
+def _stamps_of(path: Path) -> Stamps:
+    """Those of a file, or of a folder's files; none of what is neither, for most settings are no path."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(str(file), file.stat()) for file in files if file.is_file()]
+    except OSError:  # too long for a name, or not to be looked at: whoever reads it says so
+        return ()
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
