@@ -62,7 +62,7 @@ def by_hand(rule: str, data: Updates, holders: torch.Tensor, population: int) ->
                         "ratio": float(rows.counts[i]) or 2**-20,
                         "fedavg": float(data.weights[c]),
                     }.get(rule, 1.0 if rows.counts[i] > 0 else 2**-20)
-                    weight = float(data.weights[c]) if rule == "sum" else weight
+                    weight = float(data.weights[c]) if rule in ("sum", "population") else weight
                     top, bottom = top + weight * rows.values[i], bottom + weight
         if held:
             if rule == "fedavg":
@@ -71,6 +71,9 @@ def by_hand(rule: str, data: Updates, holders: torch.Tensor, population: int) ->
                 bottom = 1.0
             if rule == "heat":
                 bottom = max(1.0, len(data.clients) * float(holders[r]) / population)
+            if rule == "population":
+                held_by = float(holders[r])
+                bottom = max(1.0, len(data.clients) * held_by / population) / held_by
             out[r] = top / bottom
     return out
 
@@ -91,7 +94,7 @@ def test_rules_equal_their_formulas_whatever_the_parts(rule: str, parts: int) ->
         for row, step in zip(total.tables["node"].rows.tolist(), total.tables["node"].steps, strict=True):
             torch.testing.assert_close(step, expected[row])
         weighted = (data.weights[:, None, None] * data.dense["map"]).sum(0)
-        divisor = 1.0 if rule == "sum" else data.weights.sum()
+        divisor = {"sum": 1.0, "population": CLIENTS / 9}.get(rule, float(data.weights.sum()))
         torch.testing.assert_close(total.dense["map"], weighted / divisor)
 
 
