@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -102,12 +102,14 @@ class Parts:
         return self._hosts[node, num_nodes]
 
 
-_KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
+_KINDS: Mapping[Any, tuple[str, tuple[type, ...]]] = {
     int: ("a whole number", (int,)),
     float: ("a number", (int, float)),
     bool: ("true or false", (bool,)),
     str: ("text", (str,)),
     NoneType: ("null", (NoneType,)),
+    Mapping: ("settings such as {name: value}", (Mapping,)),
+    Sequence: ("a list such as [a, b]", (list, tuple)),
 }
 
 
@@ -135,7 +137,8 @@ def _check_kinds(group: str, make: Any, settings: Mapping[str, Any]) -> None:
     declared = _declared(make)
     for name, value in settings.items():
         hint = declared.get(name)
-        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = [get_origin(one) or one for one in hints]
         if all(kind in _KINDS for kind in kinds):
             fits = (
                 isinstance(value, _KINDS[k][1]) and (k is bool or not isinstance(value, bool)) for k in kinds

@@ -234,6 +234,14 @@ def _unknown(key: str, overrides: Sequence[str]) -> str:
     return f"{key} is not a setting here{_nearest(key, known)}"
 
 
+def _unknown_within(key: str, overrides: Sequence[str]) -> str:
+    """What to say of a key among settings that were given as a whole: ``data.drop={InvoiceNo: C}``."""
+    parent, valid = key.rpartition(".")[0], _valid_keys(overrides)
+    if parent in valid and not any(name.startswith(f"{parent}.") for name in valid):
+        return f"{parent} has names of your own, which are added with a plus, as in '+{key}=...'"
+    return _unknown(key, overrides)
+
+
 def _no_option(override: str) -> bool:
     return bool(re.fullmatch(r"null|true|false|[\d.]*", override.partition("=")[2]))
 
@@ -279,6 +287,8 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> str:
         return f"{found[1]} must be set, it has no default: {found[1]}=..."
     if found := re.search(r"Interpolation key '([^']+)' not found\s+full_key: (\S+)", text):
         return f"{found[2]} must refer to a setting that is there, got ${{{found[1]}}}"
+    if found := re.search(r"Could not override '([^']+)'.* full_key: (\1\.\S+)", text, re.DOTALL):
+        return _unknown_within(found[2], overrides)
     if found := re.search(r"Could not override '([^']+)'|Could not delete from config\. '([^']+)'", text):
         return _unknown(found[1] or found[2], overrides)
     if found := re.search(r"Could not find '([^']+)'", text):

@@ -437,7 +437,7 @@ class Component:
         kind: ``category``, ``multi``, ``number`` or ``text``.
         column: Of the shards: ids ``(examples, width)`` int32 of its values, filled up with -1; a number that is no
             id is ``(examples,)`` float32, NaN where it is missing.
-        num_values: Different values; 0 for a number that is no id.
+        num_values: Different values, maybe none in training; 0 for a number that is no id.
         width: Most values of one record.
     """
 

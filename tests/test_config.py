@@ -239,6 +239,47 @@ def test_unknown_key_names_the_nearest_one(override: str, message: str) -> None:
         compose_config([override])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.missing.column={title: 0.5}", r"names of your own.* as in '\+data.missing.column.title=...'$"),
+        ("data.missing={randm: 0.1}", r"data.missing.randm is not a setting here; did you mean data.missing.random\?"),
+        ("data.columns={lable: x}", r"data.columns.lable is not a setting here; did you mean data.columns.label\?"),
+    ],
+)  # fmt: skip
+def test_unknown_key_among_settings_given_as_a_whole(override: str, message: str, place: Path) -> None:
+    with pytest.raises(SettingError, match=message):
+        compose_config([*data_overrides(place, "records"), "task=compositional", override])
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "value", "message"),
+    [
+        ("records", "data.components", "title", r"data.components must be settings such as .*, got 'title'"),
+        ("records", "data.components", ["title"], r"data.components must be settings .*, got \['title'\]"),
+        ("records", "data.columns", "abc", r"data.columns must be settings such as .*, got 'abc'"),
+        ("records", "data.label_tree", "abc", r"data.label_tree must be settings such as .*, got 'abc'"),
+        ("records", "data.missing", "abc", r"data.missing must be settings such as .*, got 'abc'"),
+        ("records", "data.labels", 2.5, r"data.labels must be a whole number .*, got 2.5"),
+        ("records", "data.labels", [], r"data.labels must be .* a list of different names, .*, got \[\]"),
+        ("records", "data.labels", ["s1", "s1"], r"a list of different names, .*, got \['s1', 's1'\]"),
+        ("interactions", "data.positive", "x", r"data.positive must be a list such as \[a, b\], got 'x'"),
+        ("interactions", "data.drop", "x", r"data.drop must be settings such as {name: value}, got 'x'"),
+    ],
+)  # fmt: skip
+def test_one_value_for_many_is_refused(source: str, key: str, value: Any, message: str, place: Path) -> None:
+    config = composed(place, "data", source).copy()
+    OmegaConf.update(config, key, value, merge=False)
+    with pytest.raises(SettingError, match=message):
+        _build(config)
+
+
+def test_experiment_without_its_label_tree_is_refused(place: Path) -> None:
+    given = ["experiment=compositional", *path_of(place, "compositional"), "cohort.size=2"]
+    with pytest.raises(SettingError, match=r"data.label_tree.path must be a table .* or null .*, got ''"):
+        built(given)
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_unknown_option_lists_those_there_are(group: str) -> None:
     there = ", ".join(option for name, option in OPTIONS if name == group)

@@ -268,11 +268,8 @@ def _values(
         if role == "time":
             columns[role] = parse_times(cells, reading.time_format)
             fine = columns[role] != NO_TIME
-            if f"rows_bad_{role}" not in counts and look_like_years(columns[role][fine]):
-                logger.warning(
-                    "%s: times such as %r are read as seconds since 1970; if they are years, set data.time_format=%%Y",
-                    *(reading.path, cells[int(fine.argmax())].as_py()),
-                )
+            if f"rows_bad_{role}" not in counts:
+                warn_of_years(reading.path, cells, columns[role])
         else:
             columns[role] = parse_numbers(cells).astype(np.float32)
             fine = np.isfinite(columns[role]) & ((columns[role] >= 0) | (not reading.numbers[role]))
@@ -285,6 +282,16 @@ def _values(
             logger.warning("%s: %r is no %s; such rows are left out and counted", where, cell, role)
         good &= fine
     return columns, good
+
+
+def warn_of_years(path: str, cells: pa.Array, seconds: Int64) -> None:
+    """Logs that times seem to be years, which were read as seconds."""
+    fine = seconds != NO_TIME
+    if look_like_years(seconds[fine]):
+        logger.warning(
+            "%s: times such as %r are read as seconds since 1970; if they are years, set data.time_format=%%Y",
+            *(path, cells[int(fine.argmax())].as_py()),
+        )
 
 
 def _within(time: Int64, good: Mask, window: tuple[int, int], counts: MutableMapping[str, int]) -> Mask:

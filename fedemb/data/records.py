@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from fedemb.data.cells import NO_TIME, parse_times
 from fedemb.data.columns import check_roles
-from fedemb.data.events import show_counts
-from fedemb.data.grams import NOTHING
+from fedemb.data.events import show_counts, warn_of_years
+from fedemb.data.grams import NOTHING, is_whole
 from fedemb.data.held_out import SPLITS, TRAIN, HoldOut, Label, check_no_future
 from fedemb.data.label_tree import read_label_tree
 from fedemb.data.lacking import Lacking, keys_of
@@ -95,9 +95,15 @@ class Records:
         rules = part_rules(self.components)
         if self.label not in LABEL_KINDS:
             raise SettingError(f"data.label must be category or multi, got {self.label!r}")
-        if isinstance(self.labels, str) or (isinstance(self.labels, int) and self.labels < 2):
+        if not _few_labels(self.labels):
             raise SettingError(
-                f"data.labels must be a number from 2 on, a list of names, or null, got {self.labels!r}"
+                "data.labels must be a whole number from 2 on, a list of different names, or null, "
+                f"got {self.labels!r}"
+            )
+        if self.label_tree.get("path") == "":
+            raise SettingError(
+                "data.label_tree.path must be a table with id, parent and maybe name, or null for labels as they "
+                "stand, got ''"
             )
         depth = self.label_tree.get("depth", 1)
         if not set(self.label_tree) <= {"path", "depth"} or not isinstance(depth, int) or depth < 0:
@@ -165,6 +171,7 @@ class Records:
         good = outside | np.array([bool(row) for row in labels], dtype=np.bool_)
         counts["records_without_label"] = int((~good).sum())
         if time is not None:
+            warn_of_years(self.path, rows["time"], time)
             counts["records_bad_time"] = int((good & (time == NO_TIME)).sum())
             good &= time != NO_TIME
         rows = {role: cells.filter(pa.array(good)) for role, cells in rows.items()}
@@ -353,6 +360,13 @@ class Records:
             if vocabulary is not None:
                 vocabularies[name] = vocabulary
         return tuple(components), columns, vocabularies
+
+
+def _few_labels(labels: Any) -> bool:
+    """Whether it says which labels there are: how many, names, or null for all."""
+    if isinstance(labels, Sequence) and not isinstance(labels, str):
+        return 0 < len(labels) == len(set(map(str, labels)))
+    return labels is None or (is_whole(labels) and labels >= 2)
 
 
 def _distinct(rows: Rows, counts: MutableMapping[str, int]) -> tuple[Int64, Rows]:

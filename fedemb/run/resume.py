@@ -94,6 +94,9 @@ def find(folder: Path, config: DictConfig, parts: Parts) -> Resumed:
         found = load_checkpoint(folder, began)
     same_clients = found is not None and _same_meaning(folder, found.meaning, meaning_of(parts))
     kept_round = found.round if found and same_clients and not moved else None
+    keeps = parts.training.keep_state or any(not table.shared for table in parts.task.tables)
+    if found and keeps and not same_clients and not moved:
+        _log.warning("%s was trained on other clients: what they keep of their own begins anew", folder)
     last = found.round if found else 0
     if served is not None:
         tables, dense = tables_of(served)

@@ -109,7 +109,7 @@ class Compositional:
     @cached_property
     def coded(self) -> tuple[Component, ...]:
         """The components that are rows; the others are numbers."""
-        return tuple(part for part in self.components if part.num_values)
+        return tuple(part for part in self.components if is_coded(part))
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
@@ -135,7 +135,7 @@ class Compositional:
         if self.hidden:
             found += [Dense("inner", (dim, self.hidden), unit), Dense("inner_bias", (self.hidden,))]
             found.append(Dense("outer", (self.hidden, dim), math.sqrt(3 / self.hidden)))
-        plain = [part for part in self.components if not part.num_values]
+        plain = [part for part in self.components if not is_coded(part)]
         return (
             *found,
             *(Dense(f"waves_{p.name}", (2 * self.waves + 1, dim), self.init_scale) for p in plain),
@@ -213,7 +213,7 @@ class Compositional:
         found, there = [], []
         for part in self.components:
             column = batch[part.column]
-            if part.num_values:
+            if is_coded(part):
                 known = (column != NOTHING).to(vectors[part.name].dtype)
                 count = known.sum(1)
                 total = torch.einsum("nk,nkd->nd", known, vectors[part.name])
@@ -259,12 +259,17 @@ class Compositional:
         return products + vectors["label_bias"][..., 0]
 
 
+def is_coded(part: Component) -> bool:
+    """Whether its values are ids, of which there may be none at all, and not plain numbers."""
+    return part.kind != "number" or part.num_values > 0
+
+
 def without(components: tuple[Component, ...], batch: Batch, gone: Tensor) -> dict[str, Tensor]:
     """The batch where components that are ``gone`` ``(examples, components)`` are missing."""
     out = dict(batch)
     for place, part in enumerate(components):
         lost, column = gone[:, place], batch[part.column]
-        nothing = NOTHING if part.num_values else torch.nan
+        nothing = NOTHING if is_coded(part) else torch.nan
         out[part.column] = column.masked_fill(lost[:, None] if column.dim() > 1 else lost, nothing)
     return out
 

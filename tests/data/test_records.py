@@ -132,6 +132,16 @@ def test_split_by_time(tmp_path: Path) -> None:
     assert load(write(tmp_path, given)).counts["records_bad_time"] == 1
 
 
+def test_years_are_no_seconds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = [{**row, "time": str(1800 + n)} for n, row in enumerate(rows())]
+    path = write(tmp_path, given)
+    load(path)
+    assert "times such as '1800' are read as seconds since 1970" in caplog.text
+    caplog.clear()
+    load(path, time_format="%Y")
+    assert "seconds since 1970" not in caplog.text
+
+
 def test_labels_are_restricted_and_taken_up_a_tree(tmp_path: Path) -> None:
     path = write(tmp_path, rows())
     two = load(path, labels=["dark", "about king"])
@@ -250,8 +260,8 @@ def test_cold_clients(tmp_path: Path) -> None:
         ({"components": {"year": {"kind": "number", "bins": "x"}}}, r"year.bins must be a whole number, got .x"),
         ({"components": {"year": {"kind": "number", "bins": 1}}}, "bins must be 2 or more"),
         ({"label": "many"}, "data.label must be category or multi"),
-        ({"labels": 1}, "data.labels must be a number from 2 on"),
-        ({"labels": "dark"}, "a list of names"),
+        ({"labels": 1}, "data.labels must be a whole number from 2 on"),
+        ({"labels": "dark"}, "a list of different names"),
         ({"labels": ["light"]}, "must name labels of training records, got 'light'"),
         ({"missing": {"random": 2.0}}, "data.missing.random must be a number in"),
         ({"missing": {"column": {"titel": 0.5}}}, "did you mean 'title'"),

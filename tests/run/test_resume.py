@@ -211,7 +211,9 @@ def test_slices_of_a_killed_run_are_not_given_other_months(
             fedemb.train([*base, "rounds=3", "resume=auto"], folder)
 
 
-def test_a_file_that_gained_a_client_is_gone_on_with(old: str, tmp_path: Path) -> None:
+def test_a_file_that_gained_a_client_is_gone_on_with(
+    old: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Clients' own vectors stand by number: those of others begin anew."""
     base = [*SMALL, "task=factorization", old]
     fedemb.train([*base, "rounds=2"], tmp_path / "first")
@@ -219,3 +221,4 @@ def test_a_file_that_gained_a_client_is_gone_on_with(old: str, tmp_path: Path) -
         file.writelines(f"another,i{n:02d},{1_600_000_000 + n}\n" for n in range(20))
     again = fedemb.train([*base, "rounds=4", f"resume={tmp_path / 'first'}"], tmp_path / "second")
     assert again.summary["work"]["rounds"] == 4
+    assert "other clients: what they keep of their own begins anew" in caplog.text

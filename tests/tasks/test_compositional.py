@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedemb.data.grams import NOTHING
+from fedemb.data.shards import Shards
 from fedemb.errors import SettingError
 from fedemb.tasks.compositional import COMBINATIONS, Compositional, without
 from fedemb.train.initial import initial_dense, initial_table
@@ -183,3 +186,20 @@ def test_other_data_are_refused() -> None:
 
     with pytest.raises(SettingError, match="use data=records"):
         Compositional.build(graph(), **SETTINGS)
+
+
+def test_a_part_that_nobody_has_is_no_number() -> None:
+    """``medium`` stands nowhere in training: ids without any value, all missing, for good."""
+    data = gallery()
+    parts = [replace(part, num_values=0) if part.name == "medium" else part for part in data.components]
+    columns = {**data.train.columns, "part_medium": np.full_like(data.train.columns["part_medium"], NOTHING)}
+    train = Shards(columns, data.train.offsets)
+    task = Compositional.build(replace(data, components=tuple(parts), train=train), **SETTINGS)
+    assert {t.name: t.num_rows for t in task.tables}["medium"] == 1
+    batch = {n: torch.from_numpy(np.array(c)) for n, c in task.examples(train).columns.items()}
+    sampled = task.sample(batch, torch.rand(train.num_examples, task.num_draws))
+    assert (sampled["part_medium"] == NOTHING).all()
+    points = {t.name: initial_table(t, 0) for t in task.tables}
+    points |= {d.name: initial_dense(d, 0) for d in task.dense}
+    assert task.label_scores(points, sampled).isfinite().all()
+    assert not any(d.name == "waves_medium" for d in task.dense)
