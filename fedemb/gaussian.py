@@ -33,11 +33,14 @@ class Gaussian:
     Attributes:
         prior_precision: Of the origin, whose mean is zero: what is believed of a row that nobody has seen.
         floor: Precisions stay at this share of the prior's or above.
+        start: Rows begin at this multiple of the prior's precision. Where products of uncertain rows are learnt, narrow
+            ones find their means before they widen. Only for rows that every round touches: others would stay narrow.
         dtype: Of coordinates.
     """
 
     prior_precision: float = 1.0
     floor: float = 0.1
+    start: float = 1.0
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -47,6 +50,8 @@ class Gaussian:
             )
         if not 0 < self.floor <= 1:
             raise SettingError(f"task.floor must be in (0, 1], got {self.floor}; 0.1 is usual")
+        if not 1 <= self.start < math.inf:
+            raise SettingError(f"task.start must be at least 1, got {self.start}; 1 or 10 are usual")
 
     @property
     def name(self) -> str:
@@ -66,8 +71,9 @@ class Gaussian:
         return torch.cat((mean, torch.full_like(mean, self.prior_precision)))
 
     def initial_frame(self, means: Tensor) -> Tensor:
-        """The step ``(rows, dim)`` from the origin to the prior's precision and means ``(rows, dim / 2)``."""
-        return torch.cat((self.prior_precision * means, torch.zeros_like(means)), -1)
+        """The step ``(rows, dim)`` from the origin to where rows with these means ``(rows, dim / 2)`` begin."""
+        precision = self.prior_precision * self.start
+        return torch.cat((precision * means, torch.full_like(means, precision - self.prior_precision)), -1)
 
     def project(self, x: Tensor) -> Tensor:
         """The point with its precisions at the floor or above; NaN stays NaN."""

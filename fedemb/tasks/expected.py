@@ -7,6 +7,7 @@ independent diagonal Gaussians.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,23 @@ class Choices:
         if self.biases is None:
             return Normal(mean, variance)
         return Normal(mean + self.biases.mean.unsqueeze(-2), variance + self.biases.variance.unsqueeze(-2))
+
+    def draws(self, query: Normal, count: int) -> Iterator[Tensor]:
+        """Probabilities ``(n, candidates)`` of the candidates, given draws of queries ``(n, d)`` and of candidates.
+
+        A query's noise moves all its scores together, a candidate's its own. The numbers that both are made of are the
+        same in every call, so a query's result does not depend on its company.
+        """
+        generator = torch.Generator().manual_seed(0)
+        own = self.scale**2 * query.square @ self.points.variance.T
+        base = torch.zeros_like(own)
+        if self.biases is not None:
+            own, base = own + self.biases.variance, base + self.biases.mean
+        deviation, sizes = query.variance.sqrt(), (query.mean.shape[1], own.shape[1])
+        for _ in range(count):
+            noise = [torch.randn(size, generator=generator).to(own) for size in sizes]
+            scores = self.scale * (query.mean + deviation * noise[0]) @ self.points.mean.T
+            yield torch.softmax(scores + base + own.sqrt() * noise[1], 1)
 
 
 def moderated(scores: Normal) -> Tensor:

@@ -30,7 +30,8 @@ class GaussianLinks:
         model: ``complex`` or ``distmult``.
         reciprocal: Whether a relation has a second vector for questions that ask for heads; else complex takes its
             conjugate and distmult itself.
-        space: Of all rows, with their prior.
+        space: Of entities, with their prior.
+        relation_space: Of relations, likewise.
         sure: Ignore variances.
         scale: Of inner products.
         init_scale: Means begin uniform in ``[-init_scale, init_scale]``.
@@ -45,6 +46,7 @@ class GaussianLinks:
     model: str
     reciprocal: bool
     space: Gaussian
+    relation_space: Gaussian
     sure: bool
     scale: float
     init_scale: float
@@ -58,7 +60,14 @@ class GaussianLinks:
         relations = 2 * width if self.reciprocal else width
         return (
             Table("entity", self.num_entities, width, self.space, self.init_scale, entity="entity"),
-            Table("relation", self.num_relations, relations, self.space, self.init_scale, entity="relation"),
+            Table(
+                "relation",
+                self.num_relations,
+                relations,
+                self.relation_space,
+                self.init_scale,
+                entity="relation",
+            ),
         )
 
     @property

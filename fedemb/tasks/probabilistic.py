@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from fedemb.types import Batch, Candidates, Component, Dataset, Dense, Drawn, Ex
 
 POSTERIORS = ("gaussian", "point")
 LABEL, BIAS = "label", "label_bias"
+_NUM_DRAWS = 32
 
 
 def build(
@@ -31,6 +32,7 @@ def build(
     prior_precision: float,
     label_prior_precision: float,
     floor: float,
+    start: float,
     scale: float,
     init_scale: float,
 ) -> Task:
@@ -51,6 +53,7 @@ def build(
             f"task.label_prior_precision must be a positive number, got {label_prior_precision}; 1 is usual"
         )
     space, sure = Gaussian(prior_precision, floor), posterior == "point"
+    compared = partial(Gaussian, floor=floor, start=start)
     if {"head", "relation", "tail"} <= set(dataset.train.columns):
         if model not in LINK_MODELS:
             raise SettingError(f"task.model must be one of {', '.join(LINK_MODELS)}, got {model!r}")
@@ -59,7 +62,18 @@ def build(
                 f"task.dim must be even for task.model=complex, which has complex numbers, got {dim}"
             )
         entities, relations = (len(dataset.vocabularies[name]) for name in ("entity", "relation"))
-        return GaussianLinks(entities, relations, dim, model, reciprocal, space, sure, scale, init_scale)
+        return GaussianLinks(
+            entities,
+            relations,
+            dim,
+            model,
+            reciprocal,
+            compared(prior_precision),
+            space,
+            sure,
+            scale,
+            init_scale,
+        )
     if not dataset.components or dataset.label is None:
         raise SettingError(
             "task=probabilistic needs things made of parts and their label, or triples: use data=records, "
@@ -75,7 +89,7 @@ def build(
         raise SettingError(
             f"task=probabilistic needs values, and component {numbers[0]} is a number: give it bins"
         )
-    labels = Gaussian(label_prior_precision, floor)
+    labels = compared(label_prior_precision)
     return GaussianLabels(dataset.components, dataset.label, dim, space, labels, sure, scale, init_scale)
 
 
@@ -88,9 +102,12 @@ class GaussianLabels:
     A row is a posterior: its prior, and what all clients' examples say of it. Values that nobody has seen keep the
     prior, mean zero and full variance, so a record made of them has a wide query and even scores.
 
-    ``uncertainties`` of a record: ``aleatoric``, the entropy of its labels if all rows were at their means: what would
-    remain with more data. ``epistemic``, the entropy that is added by not knowing the rows. ``shift``, the share of the
-    prior's variance that is left in its query, from 0 (all its values were seen often) to 1 (none was).
+    ``uncertainties`` of a record: ``aleatoric``, the expected entropy of its labels, which would remain if rows were
+    known. ``epistemic``, how much more entropy there is because they are not: what its label would tell of the rows.
+    ``shift``, the share of the prior's variance that is left in its query, from 0 (all its values were seen often) to 1
+    (none was).
+
+    Reference: Depeweg et al., "Decomposition of Uncertainty in Bayesian Deep Learning", ICML 2018, section 3.1.
 
     Attributes:
         components: What records are made of; all of their values are in one bag.
@@ -174,11 +191,17 @@ class GaussianLabels:
         return self._looked_up(tables, batch).mean
 
     def uncertainties(self, tables: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """``(records,)`` each, in nats and as a share; higher means less to be trusted."""
-        scores = self._scores(tables, batch)
-        total, aleatoric = _entropy(moderated(scores)), _entropy(scores.mean)
-        left = self._looked_up(tables, batch).variance.mean(1) * self.space.prior_precision
-        return {"aleatoric": aleatoric, "epistemic": total - aleatoric, "shift": left}
+        """``(records,)`` each, in nats and as a share; higher means less to be trusted.
+
+        Entropies are those of draws of queries and labels, the same for all records.
+        """
+        query, choices = self._looked_up(tables, batch), self._choices(tables[LABEL], tables[BIAS])
+        whole, expected = torch.zeros((), dtype=query.mean.dtype), torch.zeros(())
+        for probabilities in choices.draws(query, _NUM_DRAWS):
+            whole = whole + probabilities / _NUM_DRAWS
+            expected = expected + _entropy(probabilities) / _NUM_DRAWS
+        left = query.variance.mean(1) * self.space.prior_precision
+        return {"aleatoric": expected, "epistemic": _entropy(whole) - expected, "shift": left}
 
     def _values(self, batch: Batch) -> dict[str, Tensor]:
         return {part.name: batch[part.column].long() + 1 for part in self.components}
@@ -201,6 +224,6 @@ class GaussianLabels:
         return self._choices(tables[LABEL], tables[BIAS]).scores(self._looked_up(tables, batch))
 
 
-def _entropy(scores: Tensor) -> Tensor:
-    log = torch.log_softmax(scores, 1)
-    return -(log.exp() * log).sum(1)
+def _entropy(probabilities: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropy

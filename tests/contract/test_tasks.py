@@ -28,8 +28,10 @@ from fedemb.data.partition import Natural
 from fedemb.data.shards import Shards, offsets_of
 from fedemb.data.synthetic import Synthetic
 from fedemb.errors import SettingError
+from fedemb.gaussian import Gaussian
 from fedemb.manifolds import Euclidean, Lorentz, Poincare
 from fedemb.server.optimizers import RULES, RowOptimizer
+from fedemb.server.posterior import Posterior
 from fedemb.server.prior import RandomWalk
 from fedemb.stages.clip import Clip
 from fedemb.stages.weight import WEIGHTS, Weight
@@ -38,6 +40,7 @@ from fedemb.tasks.dynamic import Dynamic
 from fedemb.tasks.factorization import Factorization
 from fedemb.tasks.hierarchical import Hierarchical
 from fedemb.tasks.knowledge_graph import KnowledgeGraph
+from fedemb.tasks.probabilistic import build as probabilistic
 from fedemb.tasks.skipgram import Skipgram
 from fedemb.train.candidates import candidate_tables
 from fedemb.train.initial import initial_dense, initial_table
@@ -101,6 +104,18 @@ _PARTS: dict[str, Any] = {
     "waves": 2,
 }
 _PARTS |= {"init_scale": 0.3}
+_GAUSSIAN: dict[str, Any] = {
+    "dim": 4,
+    "posterior": "gaussian",
+    "model": "complex",
+    "reciprocal": True,
+    "prior_precision": 0.5,
+    "label_prior_precision": 0.5,
+    "floor": 0.1,
+    "start": 2.0,
+    "scale": 0.5,
+    "init_scale": 0.3,
+}
 _WINDOW: dict[str, Any] = {"context": "window", "length": 2, "state": "mean", "repeats": False}
 
 TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
@@ -135,6 +150,16 @@ TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
     "concatenation": lambda: of(
         Compositional, with_nobody(gallery()), **{**_PARTS, "combine": "concatenation", "hidden": 0}
     ),
+    "gaussian-labels": lambda: (probabilistic(coded_gallery(), **_GAUSSIAN), coded_gallery()),
+    "gaussian-labels-point": lambda: (
+        probabilistic(coded_gallery(), **{**_GAUSSIAN, "posterior": "point"}),
+        coded_gallery(),
+    ),
+    "gaussian-links": lambda: (probabilistic(graph(), **_GAUSSIAN), graph()),
+    "gaussian-links-distmult": lambda: (
+        probabilistic(graph(), **{**_GAUSSIAN, "model": "distmult", "reciprocal": False}),
+        graph(),
+    ),
     "complex": lambda: of(KnowledgeGraph, graph(), **_GRAPH),
     "complex-all": lambda: of(KnowledgeGraph, graph(), **{**_GRAPH, "against": "all"}),
     "complex-sampled": lambda: of(KnowledgeGraph, graph(), **{**_SAMPLED, "temperature": 0.0}),
@@ -156,12 +181,13 @@ AGGREGATORS: dict[str, Callable[[], Aggregator]] = {
     f"plain-{rows}-{mean}": lambda rows=rows, mean=mean: Plain(TABLES, rows, mean, HOLDERS, 6)  # type: ignore[misc]
     for rows in ROW_RULES
     for mean in MEANS
-    if mean == "tangent" or rows not in ("sum", "heat")
+    if mean == "tangent" or rows not in ("sum", "heat", "population")
 }
 OPTIMIZERS: dict[str, Callable[[], ServerOptimizer]] = {
     rule: lambda rule=rule: RowOptimizer(TABLES, rule)
     for rule in RULES  # type: ignore[misc]
 }
+OPTIMIZERS["posterior"] = lambda: Posterior(RowOptimizer(TABLES, "adagrad"), TABLES)
 OPTIMIZERS["walk"] = lambda: RandomWalk(RowOptimizer(TABLES, "adam"), TABLES)
 
 # --- what they are tried on -----------------------------------------------------------------------------
@@ -171,6 +197,7 @@ TABLES = (
     Table("flat", NUM_ROWS, 3, Euclidean(), 0.5),
     Table("ball", NUM_ROWS, 2, Poincare(), 0.5),
     Table("sheet", NUM_ROWS, 2, Lorentz(-0.7), 0.5),
+    Table("gaussian", NUM_ROWS, 4, Gaussian(0.7, dtype=torch.float64), 0.5),
 )
 DENSE = (Dense("map", (2, 3), 0.5), Dense("bias", (), 0.5))
 HOLDERS = {table.name: torch.full((NUM_ROWS,), 4) for table in TABLES}
@@ -189,6 +216,12 @@ def clusters() -> Dataset:
         days=2,
     )
     return with_an_empty_client(source.load(Natural(), 0))
+
+
+def coded_gallery() -> Dataset:
+    """Records of one label, without the part that is a plain number."""
+    data = with_nobody(gallery("category"))
+    return replace(data, components=tuple(part for part in data.components if part.num_values))
 
 
 @lru_cache(maxsize=1)
@@ -315,7 +348,10 @@ def targets(group: str) -> set[str]:
 
 
 def test_every_task_is_listed() -> None:
-    assert targets("task") == {type(make()[0]).__name__ for make in TASKS.values()}
+    listed = {type(make()[0]).__name__ for make in TASKS.values()}
+    by_data = {"probabilistic": {"GaussianLabels", "GaussianLinks"}}  # one task, by what the data are
+    expected = set().union(*(by_data.get(name, {name}) for name in targets("task")))
+    assert expected == listed
 
 
 def test_every_sampler_is_listed() -> None:
@@ -786,7 +822,8 @@ def test_step_of_zero_leaves_everything_where_it_is(name: str) -> None:
     optimizer.step(tables, dense, total_of(0.0, list(range(NUM_ROWS))))
     optimizer.step(tables, dense, Total({}, {}, 0))
     for key, value in points().items():
-        torch.testing.assert_close(tables[key], value, rtol=0, atol=1e-12)
+        if (name, key) != ("posterior", "gaussian"):  # no evidence: back to the prior
+            torch.testing.assert_close(tables[key], value, rtol=0, atol=1e-12)
     for key, value in dense_points().items():
         assert torch.equal(dense[key], value)
 
