@@ -72,3 +72,16 @@ def own_thresholds(log_odds: Float, client: Int64, num_clients: int, alpha: floa
     found = np.full(num_clients, -np.inf)
     found[enough] = log_odds[order[(ends - rank)[enough]]]
     return found
+
+
+def held(log_odds: Float | Int64, truth: Int64, thresholds: Float | Int64) -> tuple[Float, Float]:
+    """Whether the set of each record holds its label, and how many labels that has: ``(records,)`` each.
+
+    Args:
+        log_odds: ``(records, labels)``, or their bins.
+        truth: ``(records,)``.
+        thresholds: ``(records,)``, or one for all.
+    """
+    inside = log_odds >= np.asarray(thresholds).reshape(-1, 1)
+    covered = np.take_along_axis(inside, truth[:, None], axis=1)[:, 0]
+    return covered.astype(np.float64), inside.sum(1).astype(np.float64)

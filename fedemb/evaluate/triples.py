@@ -339,8 +339,19 @@ class LinkPrediction:
         self, triples: Shards, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor]
     ) -> tuple[Int64, Float]:
         """Client and relation of each triple as one number, and its score, asked for the tail; always a number."""
-        questions = Questions.of(triples)
-        tails = questions.select(slice(0, None, 2))
-        scores = self._scores(tails, tables, personal, tails.answer[:, None])[:, 0]
+        scores = self.tail_scores(triples, tables, personal)
         scores = scores.nan_to_num_(nan=torch.finfo(scores.dtype).min).double()
-        return tails.client * self._num_relations + tails.relation, scores.cpu().numpy()
+        relation = np.asarray(triples.columns["relation"], dtype=np.int64)
+        return triples.owners() * self._num_relations + relation, scores.cpu().numpy()
+
+    def tail_scores(
+        self, triples: Shards, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The score ``(triples,)`` of each triple's tail as the answer to the question for it.
+
+        Args:
+            triples: Of the clients on the first axis of ``personal``.
+            tables, personal: As in the measurement.
+        """
+        tails = Questions.of(triples).select(slice(0, None, 2))
+        return self._scores(tails, tables, personal, tails.answer[:, None])[:, 0]

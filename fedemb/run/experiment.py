@@ -327,6 +327,7 @@ def finish(
             "span": parts.dataset.span,
             **({"slices": parts.task.slices.tolist()} if isinstance(parts.task, Temporal) else {}),
         },
+        trained.fitted,
     )
     text = json.dumps(summary, indent=2)
     write_atomically(folder / "summary.json", lambda path: path.write_text(text))
