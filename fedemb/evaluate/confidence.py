@@ -164,8 +164,8 @@ def curves(sums: Mapping[str, Int64], bins: int) -> dict[str, Any]:
         if kind == "reliability" and counts[0].any():
             curve = curve_of(counts, bins)
             found["reliability"][name] = {
-                "said": curve.said.tolist(),
-                "so": curve.so.tolist(),
+                "probability": curve.probability.tolist(),
+                "frequency": curve.frequency.tolist(),
                 "count": curve.count.tolist(),
             }
         if kind == "wrong" and counts.any():

@@ -41,20 +41,21 @@ class Curve:
     """A reliability diagram; groups without records are left out.
 
     Attributes:
-        said: ``(groups,)`` mean probability.
-        so: ``(groups,)`` share of records where it is so.
+        probability: ``(groups,)`` mean of what is said.
+        frequency: ``(groups,)`` share of records where it is so.
         count: ``(groups,)`` records.
     """
 
-    said: Float
-    so: Float
+    probability: Float
+    frequency: Float
     count: Int64
 
     @property
     def error(self) -> float:
         """Expected calibration error: the mean over records of the difference; NaN without records."""
         total = self.count.sum()
-        return float((self.count * np.abs(self.said - self.so)).sum() / total) if total else float("nan")
+        gaps = np.abs(self.probability - self.frequency)
+        return float((self.count * gaps).sum() / total) if total else float("nan")
 
 
 def curve_of(counts: Int64, num_groups: int) -> Curve:
