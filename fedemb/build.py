@@ -24,8 +24,10 @@ from fedemb.data.known import with_names_of
 from fedemb.errors import DataError, SettingError
 from fedemb.evaluate.choose import evaluation_for, known_when_measured
 from fedemb.evaluate.confidence import Calibration
+from fedemb.gaussian import Gaussian
 from fedemb.model import Run
 from fedemb.server.optimizers import RowOptimizer, Settings
+from fedemb.server.posterior import Posterior, check_evidence
 from fedemb.server.prior import RandomWalk
 from fedemb.stages.clip import Clip
 from fedemb.stages.weight import Weight
@@ -37,7 +39,6 @@ from fedemb.train.rows import RECONSTRUCTED, LocalTraining
 from fedemb.types import Aggregator, CohortSampler, Dataset, Evaluation, ServerOptimizer, Stage, Table, Task
 
 Stamps: TypeAlias = tuple[tuple[str, int, int], ...]
-_LONGEST_PATH = 4096  # a longer setting is no file's name: systems refuse to look for it
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,8 @@ def load_data(config: DictConfig) -> Dataset:
     Raises:
         DataError: If they cannot be used, or nobody has an example.
     """
-    plain = OmegaConf.create({name: config[name] for name in ("data", "partition", "seed")})
-    return _loaded(OmegaConf.to_yaml(plain, resolve=True), _stamps(config))
+    own = {n: OmegaConf.to_container(config[n], resolve=True) for n in ("data", "partition")}
+    return _loaded(OmegaConf.to_yaml(OmegaConf.create({**own, "seed": config.seed})), _stamps(config))
 
 
 @lru_cache(maxsize=2)
@@ -227,12 +228,19 @@ def _stamps(config: DictConfig) -> Stamps:
     """Path, size and time of change of the files that the settings of the data name or whose folder they name, and of
     the model that is taken up.
     """
-    settings = list(_leaves(OmegaConf.to_container(config.data, resolve=True)))
-    paths = [Path(name) for name in settings if 0 < len(name) < _LONGEST_PATH and "\0" not in name]
+    paths = [Path(name) for name in _leaves(OmegaConf.to_container(config.data, resolve=True)) if name]
     if config.get("resume"):
         paths.append(Path(config.resume) / "model")
-    files = [file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    states = [(str(file), file.stat()) for file in files if file.exists()]
+    return tuple(stamp for path in paths for stamp in _stamps_of(path))
+
+
+def _stamps_of(path: Path) -> Stamps:
+    """Those of a file, or of a folder's files; none of what is neither, for most settings are no path."""
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(str(file), file.stat()) for file in files if file.is_file()]
+    except OSError:  # too long for a name, or not to be looked at: whoever reads it says so
+        return ()
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
@@ -312,15 +320,17 @@ def _build(config: Any) -> Parts:
             dataset = replace(dataset, slices=np.array(begun.facts["slices"], dtype=np.int64))
     task: Task = _instantiate("task", config.task, dataset=dataset)
     sampler = _instantiate("cohort", config.cohort)
-    sampler.check(int((dataset.train.sizes > 0).sum()))
+    num_eligible = int((dataset.train.sizes > 0).sum())
+    sampler.check(num_eligible)
     aggregate = config.aggregate
     stages: list[Stage] = []
     if aggregate.clip_norm is not None:
         stages.append(_checked("aggregate", Clip, clip_norm=aggregate.clip_norm))
     stages.append(_checked("aggregate", Weight, by=aggregate.weights, cap=aggregate.weight_cap))
-    if aggregate.rows == "sum" and aggregate.weights == "examples":
+    if aggregate.rows in ("sum", "population") and aggregate.weights == "examples":
         raise SettingError(
-            "aggregate.rows=sum adds updates up, so aggregate.weights must be uniform or capped, got examples"
+            f"aggregate.rows={aggregate.rows} adds updates up, so aggregate.weights must be uniform or capped, "
+            "got examples"
         )
     shared = tuple(table for table in task.tables if table.shared)
     _checked("aggregate", Plain, tables=shared, rows=aggregate.rows, mean=aggregate.mean)
@@ -335,9 +345,15 @@ def _build(config: Any) -> Parts:
 
     def optimizer_of() -> ServerOptimizer:
         plain = RowOptimizer(shared, rule, settings)
+        if any(isinstance(table.manifold, Gaussian) for table in shared):
+            return Posterior(plain, shared)
         return RandomWalk(plain, shared) if any(table.num_slices > 1 for table in shared) else plain
 
     training = _training(config.train)
+    if any(isinstance(table.manifold, Gaussian) for table in task.tables):
+        check_evidence(
+            training, aggregate.rows, aggregate.weights, sampler.expected(num_eligible) < num_eligible
+        )
     if training.personal == RECONSTRUCTED and len(shared) == len(task.tables):
         raise SettingError(
             "train.personal=reconstructed needs a task with personal tables, such as task=factorization; "
@@ -350,7 +366,7 @@ def _build(config: Any) -> Parts:
         training=training,
         stages=tuple(stages),
         aggregator_of=aggregator_of,
-        want_holders=aggregate.rows == "heat",
+        want_holders=aggregate.rows in ("heat", "population"),
         optimizer_of=optimizer_of,
         evaluation=_evaluation(config, task, dataset),
         seed=int(config.seed),

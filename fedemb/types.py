@@ -470,7 +470,8 @@ class Dataset:
         train: Training examples of all clients.
         vocabularies: Names of the rows, per entity.
         clients: Names of the clients, in the order of the shards; None where they have no names.
-        held_out: Evaluation splits by name (``validation``, ``test``): same clients, same order.
+        held_out: Evaluation splits by name: ``validation``, ``test``, and ``out_of_distribution`` for records that no
+            label fits. Same clients, same order.
         taxonomy: The graph behind the examples, where there is one.
         entity_of: The vocabulary that each id column of the shards refers to.
         counts: What was read, dropped and why, for the summary (``rows_read``, ``rows_cancelled``...).

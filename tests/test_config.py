@@ -75,6 +75,15 @@ FILES = {
     "text": {"data.csv": _TEXTS},
     "records": {"data.jsonl": _RECORDS},
 }
+FILES["clinc150"] = {
+    "data_full.json": json.dumps(
+        {
+            split: [[f"please {intent} {n}", intent] for intent in ("pay", "lights") for n in range(6)]
+            for split in ("train", "val", "test", "oos_test")
+        }
+    ),
+    "domains.json": json.dumps({"bank": ["pay"], "home": ["lights"]}),
+}
 FILES["compositional"] = {"data.jsonl": _RECORDS}
 FILES["knowledge_graph"] = FILES["triples"]  # the experiment of that name
 FILES["leave_one_out"] = FILES["recommendation"] = FILES["dynamic"] = FILES["online_retail"]
@@ -113,7 +122,7 @@ FITS = {
     "dynamic": {"interactions", "synthetic", "text"},
     "factorization": {"interactions", "synthetic", "text"},
     "knowledge_graph": {"triples"},
-    "compositional": {"records"},
+    "compositional": {"clinc150", "records"},
     "hierarchical": {"taxonomy", "wordnet", "wordnet_mammals", "tree"},
 }
 
@@ -219,7 +228,7 @@ def test_every_named_option_is_named_after_its_file() -> None:
         ("qqqq=1", "qqqq is not a setting here$"),
         ("~data.foo", "data.foo is not a setting here"),
         # keys of an option that is not chosen
-        ("data.path=x.csv", "data.path is not a setting of the chosen data; data=interactions or .*taxonomy"),
+        ("data.path=x.csv", "data.path is not a setting of the chosen data; data=clinc150 or .*taxonomy"),
         ("cohort.size=3", "cohort.size is not a setting of the chosen cohort; cohort=uniform would have it"),
         ("task.tied=true", "task.tied is not a setting of the chosen task; task=skipgram would have it"),
         ("runner.num_gpus=1", "runner.num_gpus .* runner=simulation would have it"),

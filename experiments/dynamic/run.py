@@ -28,12 +28,12 @@ HERE = Path(__file__).resolve().parent
 DAYS = (3, 7, 14, 30, 60)
 METRICS = ("ndcg@10", "recall@10", "new_ndcg@10", "new_recall@10")
 MONTHS = {"October": ["data.until=2011-11-01", "data.test_from=2011-10-01"], "November": []}
-BEFORE = ["train.max_step=null", "aggregate.clip_norm=null"]
+UNBOUNDED = ["train.max_step=null", "aggregate.clip_norm=null"]
 MODELS = {
     "walk=.01, l2=.2": ["task.walk=0.01", "task.l2=0.2"],
     "static, l2=.2": ["task.rows=static", "task.state=mean", "task.l2=0.2"],
     "walk=.1, l2=.2": ["task.walk=0.1", "task.l2=0.2"],
-    "walk=.01, l2=.2, steps and updates not bounded": ["task.walk=0.01", "task.l2=0.2", *BEFORE],
+    "walk=.01, l2=.2, steps and updates not bounded": ["task.walk=0.01", "task.l2=0.2", *UNBOUNDED],
     "walk=.1, l2=.1": ["task.walk=0.1", "task.l2=0.1"],
     "walk=0, l2=.1": ["task.walk=0", "task.l2=0.1"],
     "static, l2=.1": ["task.rows=static", "task.state=mean", "task.l2=0.1"],

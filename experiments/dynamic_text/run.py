@@ -43,11 +43,8 @@ STILL = [
     ("house", "arm"), ("street", "child"), ("soldier", "garden"), ("bridge", "dress"), ("interior", "death"),
     ("tower", "bird"), ("field", "room"), ("road", "shadow"), ("hill", "face"), ("sea", "war"),
 ]  # fmt: skip
-FIRST, MIDDLE, WIDTH = (
-    1760,
-    1920,
-    15.0,
-)  # years: of the oldest entry, and of the curve by which a meaning moves
+# Years: of the oldest entry, and of the curve by which a meaning moves.
+FIRST, MIDDLE, WIDTH = 1760, 1920, 15.0
 MADE = 2 / 3  # of a pair's words: the others stay what they are, so that all are seen at all times
 TEST_FROM = 1990
 SETTINGS = [

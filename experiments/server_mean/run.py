@@ -33,7 +33,7 @@ CURVES = (
     ("tangent", 0.0, COLOURS[0], "-", "tangent, received row the centre"),
     ("tangent", 1.0, COLOURS[0], (0, (4, 2)), "tangent, received row 1 away"),
     ("centroid", 0.0, COLOURS[2], "-", "centroid"),
-    ("ball", 0.0, COLOURS[1], "-", "ball"),
+    ("coordinates", 0.0, COLOURS[1], "-", "coordinates"),
 )
 COLUMNS = [
     *("model", "dim", "num_clients", "radius", "spread", "drift"),

@@ -12,8 +12,8 @@ from fedemb.manifolds import Euclidean
 from fedemb.train.ragged import add_rows_, localise
 from fedemb.types import Manifold, RowTotal, RowUpdates, Table, Total, Updates
 
-ROW_RULES = ("ratio", "uniform", "fedavg", "sum", "heat")
-MEANS = ("tangent", "centroid", "ball")
+ROW_RULES = ("ratio", "uniform", "fedavg", "sum", "heat", "population")
+MEANS = ("tangent", "centroid", "coordinates")
 _ONLY_DRAWN = 2.0**-20  # weight of a client that only drew a row as a negative
 
 PointMap = Callable[[Tensor], Tensor]
@@ -23,7 +23,7 @@ def _point_maps(mean: str, space: Manifold) -> tuple[PointMap, PointMap] | None:
     """What is added up for a point, and the point that a mean of these stands for; None: deltas are averaged."""
     if mean == "tangent" or isinstance(space, Euclidean):
         return None
-    if mean == "ball":
+    if mean == "coordinates":
         return space.to_ball, space.from_ball
     return space.centroid_terms, space.centroid_from_sum
 
@@ -69,25 +69,30 @@ class Plain:
       Horvitz-Thompson estimate of the holders' mean over the population, clipped so that a row with less than one
       expected holder is not blown up (Ding et al., "Federated Submodel Optimization for Hot and Cold Data
       Features", NeurIPS 2022, eq. 5, without the clip).
+    - ``population``: sum of w[c] D * h[r] / max(1, |K| h[r] / N): the sum over all holders of the population, estimated
+      from those in the cohort; ``sum`` where everybody takes part.
 
     A client that only drew r as a negative is no holder: to ``ratio``, ``uniform`` and ``heat`` it weighs 2^-20, so it
     is heard where nobody holds r.
 
-    Dense parameters are averaged with the weights of the stage ``weight`` (``sum``: added up).
+    Dense parameters are averaged with the weights of the stage ``weight`` (``sum``: added up; ``population``: and times
+    N / |K|).
 
     On a curved table deltas are frame vectors at the received row, so all of this is linear and the mean is
     the *tangent* mean. ``mean="centroid"`` takes the Lorentzian centroid of the trained points instead (Law
     et al., "Lorentzian Distance Learning for Hyperbolic Representations", ICML 2019, eq. 11).
-    ``mean="ball"`` averages the trained points' coordinates in the Poincaré ball, as a strategy that knows
-    nothing of manifolds would. It is a bad mean, offered for comparison only: points far out end up too near
-    the origin (what that costs: experiments/server_mean). On a Euclidean table all three are the same.
+    ``mean="coordinates"`` averages the trained points' coordinates, as a strategy that knows nothing of manifolds
+    would: those in the Poincaré ball, or means and standard deviations of Gaussians. It is a bad mean, offered for
+    comparison only: points far out end up too near the origin (what that costs: experiments/server_mean), and evidence
+    does not add up. On a Euclidean table all three are the same.
 
     Attributes:
         tables: The shared tables.
         rows: A rule from above.
-        mean: ``tangent``, ``centroid`` or ``ball``.
-        holders: ``(num_rows,)`` per table: clients of the population that hold each row, for ``heat``.
-        num_clients: Clients of the population, for ``heat``.
+        mean: ``tangent``, ``centroid`` or ``coordinates``.
+        holders: ``(num_rows,)`` per table: clients of the population that hold each row, for ``heat`` and
+            ``population``.
+        num_clients: Clients of the population, likewise.
     """
 
     tables: tuple[Table, ...]
@@ -101,7 +106,7 @@ class Plain:
             raise ValueError(f"aggregate.rows must be one of {', '.join(ROW_RULES)}, got {self.rows!r}")
         if self.mean not in MEANS:
             raise ValueError(f"aggregate.mean must be one of {', '.join(MEANS)}, got {self.mean!r}")
-        if self.mean != "tangent" and self.rows in ("sum", "heat"):
+        if self.mean != "tangent" and self.rows in ("sum", "heat", "population"):
             raise ValueError(
                 f"aggregate.mean={self.mean} averages points, but aggregate.rows={self.rows} does not average; "
                 "use rows=ratio, uniform or fedavg, or mean=tangent"
@@ -116,7 +121,7 @@ class Plain:
     def _row_weights(self, rows: RowUpdates, clients: Tensor) -> Tensor:
         if self.rows == "ratio":
             return rows.counts.clamp_min(_ONLY_DRAWN)
-        if self.rows in ("fedavg", "sum"):
+        if self.rows in ("fedavg", "sum", "population"):
             own = torch.repeat_interleave(
                 clients.to(rows.values.device), rows.offsets.diff().to(rows.values.device)
             )
@@ -153,6 +158,9 @@ class Plain:
         if self.rows == "heat":
             expected = self.holders[name].to(weights)[rows] * (self._cohort / max(1, self.num_clients))
             return expected.clamp_(min=1.0)
+        if self.rows == "population":
+            held = self.holders[name].to(weights)[rows].clamp_(min=1.0)
+            return (held * (self._cohort / max(1, self.num_clients))).clamp_(min=1.0) / held
         return weights
 
     def _row_total(self, name: str, running: _Running, table: Tensor) -> RowTotal:
@@ -176,7 +184,9 @@ class Plain:
         totals = {
             name: self._row_total(name, running, tables[name]) for name, running in self._running.items()
         }
-        divisor = 1.0 if self.rows == "sum" else self._weight
+        divisor = self._weight
+        if self.rows in ("sum", "population"):
+            divisor = 1.0 if self.rows == "sum" else self._cohort / max(1, self.num_clients)
         dense = {name: value / divisor for name, value in self._dense.items() if divisor > 0}
         total = Total(totals, dense, self._cohort)
         self._running, self._dense, self._weight, self._cohort = {}, {}, 0.0, 0

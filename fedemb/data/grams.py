@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ def bucket_of(gram: str, buckets: int) -> int:
 
 @dataclass(frozen=True)
 class GramRule:
-    """Which n-grams a text has.
+    """Which n-grams a text has. A setting that is wrong is an error that begins with its name.
 
     Attributes:
         words: Longest run of words that is an n-gram, from 1 on; 0: none.
@@ -49,17 +50,17 @@ class GramRule:
     length: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("words", "buckets", "length"):
+            if not is_whole(getattr(self, name)):
+                raise SettingError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         if self.words < 0 or (not self.words and self.characters is None):
-            raise SettingError(
-                f"data.components: words must be 1 or more where there are no characters, got {self.words}"
-            )
-        if self.characters is not None and not 1 <= self.characters[0] <= self.characters[1]:
-            raise SettingError(
-                f"data.components: characters must be [shortest, longest] such as [3, 5], got {list(self.characters)}"
-            )
+            raise SettingError(f"words must be 1 or more where there are no characters, got {self.words}")
+        if self.characters is not None and not _is_range(self.characters):
+            given = list(self.characters) if isinstance(self.characters, tuple) else self.characters
+            raise SettingError(f"characters must be [shortest, longest] such as [3, 5], got {given!r}")
         for name in ("buckets", "length"):
             if getattr(self, name) < 1:
-                raise SettingError(f"data.components: {name} must be at least 1, got {getattr(self, name)}")
+                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def grams(self, text: str) -> Iterator[str]:
         """All n-grams of a text, those of words first.
@@ -86,6 +87,20 @@ class GramRule:
             num_cut += len(buckets) > self.length
             found.append(buckets[: self.length])
         return padded(found), num_cut
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, and not true or false."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_range(given: Any) -> bool:
+    return (
+        isinstance(given, tuple)
+        and len(given) == 2
+        and all(map(is_whole, given))
+        and 1 <= given[0] <= given[1]
+    )
 
 
 def padded(lists: Sequence[Sequence[int]]) -> npt.NDArray[np.int32]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedemb.data.cells import parse_numbers
-from fedemb.data.grams import NOTHING, GramRule, padded
+from fedemb.data.grams import NOTHING, GramRule, is_whole, padded
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import SettingError
 from fedemb.types import Component
@@ -27,7 +27,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PartRule:
-    """How the cells of a component are read.
+    """How the cells of a component are read. A setting that is wrong is an error that begins with its name.
 
     Attributes:
         kind: ``category``, ``multi``, ``number`` or ``text``.
@@ -49,14 +49,19 @@ class PartRule:
     length: int = 64
 
     def __post_init__(self) -> None:
+        for name in ("min_count", "bins"):
+            if not is_whole(getattr(self, name)):
+                raise SettingError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        if self.column is not None and not isinstance(self.column, str):
+            raise SettingError(f"column must be the name of a column, got {self.column!r}")
         if self.kind not in KINDS:
-            raise SettingError(f"data.components must have kinds among {', '.join(KINDS)}, got {self.kind!r}")
+            raise SettingError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.min_count < 1:
-            raise SettingError(f"data.components: min_count must be at least 1, got {self.min_count}")
+            raise SettingError(f"min_count must be at least 1, got {self.min_count}")
         if self.bins < 0 or self.bins == 1:
-            raise SettingError(f"data.components: bins must be 2 or more, or 0 for no bins, got {self.bins}")
-        if not self.separator:
-            raise SettingError("data.components: separator must be text such as ';', got none")
+            raise SettingError(f"bins must be 2 or more, or 0 for no bins, got {self.bins}")
+        if not self.separator or not isinstance(self.separator, str):
+            raise SettingError(f"separator must be text such as ';', got {self.separator!r}")
         _ = self.grams
 
     @property
@@ -92,11 +97,17 @@ def part_rules(components: Mapping[str, Any]) -> dict[str, PartRule]:
                 near = difflib.get_close_matches(str(setting), known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
                 raise SettingError(f"data.components.{name}.{setting} is no setting{hint}")
-        own = dict(settings)
-        if own.get("characters") is not None:
-            own["characters"] = tuple(own["characters"])
-        rules[str(name)] = PartRule(**own)
+        own = {**settings, "characters": _as_pair(settings.get("characters"))}
+        try:
+            rules[str(name)] = PartRule(**own)
+        except SettingError as error:
+            raise SettingError(f"data.components.{name}.{error}") from None
     return rules
+
+
+def _as_pair(given: Any) -> Any:
+    """A list from the settings as the pair that a rule holds."""
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else given
 
 
 def as_lists(cells: pa.Array, separator: str) -> list[list[str]]:

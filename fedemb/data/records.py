@@ -13,27 +13,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fedemb.data.cells import NO_TIME, parse_times
-from fedemb.data.columns import check_roles, resolve_columns
+from fedemb.data.columns import check_roles
 from fedemb.data.events import show_counts
 from fedemb.data.grams import NOTHING
-from fedemb.data.held_out import SPLITS, TEST, TRAIN, VALIDATION, HoldOut, Label, check_no_future
+from fedemb.data.held_out import SPLITS, TRAIN, HoldOut, Label, check_no_future
 from fedemb.data.label_tree import read_label_tree
 from fedemb.data.lacking import Lacking, keys_of
 from fedemb.data.partition import Natural, assigned
 from fedemb.data.parts import Mask, as_lists, as_texts, coded, encode_part, part_rules
+from fedemb.data.record_rows import PART, PARTITION, ROLES, RecordReading, Rows
+from fedemb.data.record_splits import OUT_OF_DISTRIBUTION, PUBLISHED, at_random, by_time, dealt
 from fedemb.data.shards import Column, Shards, group_by_client, span_of
-from fedemb.data.tabular import read_columns
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import DataError, SettingError
-from fedemb.seeds import stream_keys, uniforms
 from fedemb.types import Component, Dataset, Int64, Partition
 
 logger = logging.getLogger("fedemb")
 
-ROLES = ("id", "client", "label", "time")
 LABEL_KINDS = ("category", "multi")
-_PART = "part "  # before the names of roles that are components
-_PARTITION = "partition"
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,18 @@ class Records:
     Without times a record is held out by a draw of its own, whoever holds it. Records without any known label are left
     out.
 
+    A column ``split`` says instead what is held out: ``train`` (or nothing), ``validation``, ``test`` or
+    ``out_of_distribution``; times are then not read. Records out of distribution are what no label fits: they have
+    none, whatever stands there, and no vocabulary knows them. Those without a client, and all of them where
+    ``partition`` makes the clients, are dealt out evenly to the clients that train: whoever answers, sees such records.
+
     Attributes:
         path: The file; compressed text is fine (``.jsonl.gz``).
         components: Kind of each component (``category``, ``multi``, ``number``, ``text``), or its settings; see
             ``parts.PartRule``.
-        columns: Column name of ``id``, ``client``, ``label`` and ``time``. Null: the column with a usual name for it,
-            if any, which is logged; an empty name: none. Without a client column ``partition`` makes the clients;
-            without an id, records are told apart by their line.
+        columns: Column name of ``id``, ``client``, ``label``, ``time`` and ``split``. Null: the column with a usual
+            name for it, if any, which is logged; an empty name: none. Without a client column ``partition`` makes the
+            clients; without an id, records are told apart by their line; no column is taken as ``split`` by its name.
         label: ``category``: a record has one label; ``multi``: many.
         labels: How many of the most common ones there are, or their names; null: all of training.
         label_separator: Between the labels of a cell that is no list.
@@ -64,7 +66,8 @@ class Records:
         keep_cold_clients: Keep clients without training records: they never train, and are measured.
         validation_from: ISO time; from here on records are validation, not training.
         test_from: ISO time; from here on records are test.
-        validation_share: Of all records: the last before the test period, or drawn at random without time.
+        validation_share: Of all records: the last before the test period, or drawn at random without time. Void where
+            there is a column ``split``, as is ``test_share``.
         test_share: Of all records: the last ones, or drawn at random without time.
         time_format: Of times that are neither ISO 8601 nor epoch numbers, as for ``strptime``.
         delimiter: Between cells; null: a tab in ``.tsv``, else a comma.
@@ -109,6 +112,13 @@ class Records:
             there = ", ".join(self.missing)
             raise SettingError(f"data.missing must have random, client and column, got {there}") from None
         _ = self.hold_out
+        if self.columns.get("split"):
+            own = {name: getattr(self, name) for name in ("validation_from", "test_from")}
+            for name, value in {**own, "columns.time": self.columns.get("time") or None}.items():
+                if value is not None:
+                    raise SettingError(
+                        f"data.{name} must be null where data.columns.split says what is held out, got {value!r}"
+                    )
 
     @property
     def lacking(self) -> Lacking:
@@ -126,30 +136,55 @@ class Records:
             SettingError: If the partition does not suit the data.
         """
         counts: dict[str, int] = {}
-        rows = self._rows(partition, counts)
+        reading = RecordReading(
+            self.path, self.columns, part_rules(self.components), self.label, self.delimiter
+        )
+        return self.made_of(reading.rows(partition, counts), partition, seed, counts)
+
+    def made_of(
+        self, rows: Rows, partition: Partition, seed: int, counts: MutableMapping[str, int]
+    ) -> Dataset:
+        """The data set of these cells, of which there are all that is needed.
+
+        Args:
+            rows: As ``RecordReading`` has them.
+            partition: Makes the clients where there is no role ``client``.
+            seed: Of what is random.
+            counts: Is added what was left out and why, and stands in the data set.
+
+        Raises:
+            DataError: If nothing is left to train on.
+            SettingError: If the partition does not suit the data.
+        """
         keys, rows = _distinct(rows, counts)
+        num_rows = len(keys)
+        given = np.asarray(rows["split"]) if "split" in rows else None
+        outside = np.zeros(num_rows, dtype=np.bool_) if given is None else given == OUT_OF_DISTRIBUTION
         time = parse_times(rows["time"], self.time_format) if "time" in rows else None
-        labels = self._labels(rows["label"], counts)
-        good = np.array([bool(row) for row in labels], dtype=np.bool_)
+        labels = self._labels(rows["label"], outside, counts)
+        good = outside | np.array([bool(row) for row in labels], dtype=np.bool_)
         counts["records_without_label"] = int((~good).sum())
         if time is not None:
             counts["records_bad_time"] = int((good & (time == NO_TIME)).sum())
             good &= time != NO_TIME
         rows = {role: cells.filter(pa.array(good)) for role, cells in rows.items()}
         labels = [row for row, stays in zip(labels, good, strict=True) if stays]
-        keys, time = keys[good], None if time is None else time[good]
+        keys, outside, time = keys[good], outside[good], None if time is None else time[good]
         if not len(keys):
             raise DataError(
                 f"data file {self.path} must have usable records, found none: {show_counts(counts)}"
             )
         cuts = self.hold_out.cuts(time)
-        part = _by_time(time, cuts) if time is not None and cuts else _at_random(keys, self.hold_out, seed)
+        if given is not None:
+            part = given[good]
+        else:
+            part = by_time(time, cuts) if time is not None and cuts else at_random(keys, self.hold_out, seed)
         label_ids, label_names = coded(labels, part == TRAIN, 1)
         label_ids, label_names = self._restricted(label_ids, label_names, part == TRAIN)
-        known = (label_ids != NOTHING).any(axis=1)
+        known = outside | (label_ids != NOTHING).any(axis=1)
         counts["records_of_other_labels"] = int((~known).sum())
-        owners, clients = self._owners(rows, label_ids, label_names, partition, seed)
-        stays, owners, clients = self._staying(owners, clients, part, known, counts)
+        owners, clients = self._owners(rows, label_ids, label_names, outside, partition, seed)
+        stays, owners, clients = self._staying(owners, clients, part, known, keys, counts, seed)
         components, columns, vocabularies = self._parts(
             rows, keys, owners, clients, stays, part == TRAIN, counts, seed
         )
@@ -161,18 +196,24 @@ class Records:
             label_names, np.bincount(seen[seen != NOTHING], minlength=len(label_names))
         )
         num_clients = int(owners.max(initial=-1)) + 1 if clients is None else len(clients)
+        numbers = {"train": TRAIN, **SPLITS} if given is None else PUBLISHED
         splits: dict[str, Shards] = {}
-        for name, number in {"training": TRAIN, **SPLITS}.items():
+        for name, number in numbers.items():
             mine = stays & (part == number)
-            counts[f"{name}_records"] = int(mine.sum())
+            counts[f"{'training' if name == 'train' else name}_records"] = int(mine.sum())
             shards = group_by_client({n: c[mine] for n, c in columns.items()}, owners[mine], num_clients)
-            if name == "training" or shards.num_examples:
+            if name == "train" or shards.num_examples:
                 splits[name] = shards
-        train = splits.pop("training")
+        train = splits.pop("train")
         if not train.num_examples:
-            raise DataError(
-                f"data must hold training records, but nothing is left to train on ({show_counts(counts)}); "
+            remedy = (
                 "lower data.test_share and data.min_client_count, or move data.test_from"
+                if given is None
+                else "some must be of the split train, and lower data.min_client_count"
+            )
+            raise DataError(
+                "data must hold training records, but nothing is left to train on "
+                f"({show_counts(counts)}); {remedy}"
             )
         check_no_future(train, splits, cuts)
         counts["clients"] = num_clients
@@ -187,55 +228,15 @@ class Records:
             label=Component("label", self.label, "label", len(label_names), label_ids.shape[1]),
         )
 
-    def _rows(self, partition: Partition, counts: MutableMapping[str, int]) -> dict[str, pa.Array]:
-        """All cells by role."""
-        found = resolve_columns(self.path, self.columns, ROLES, ("label",), self.delimiter)
-        rules = part_rules(self.components)
-        roles: dict[str, str | None] = dict(found) or {"label": "label"}
-        roles |= {_PART + name: rule.column or name for name, rule in rules.items()}
-        column = getattr(partition, "column", None)
-        if column is not None and "client" not in found and column != "label":
-            roles[_PARTITION] = column
-        required = frozenset({"client", "id", _PARTITION} & roles.keys())
-        several = {name for name, rule in rules.items() if rule.kind in ("multi", "text")}
-        lists = {_PART + name for name in several} | ({"label"} if self.label == "multi" else set())
-        try:
-            batches = list(
-                read_columns(
-                    self.path, roles, delimiter=self.delimiter, counts=counts, required=required,
-                    lists=frozenset(lists),
-                )
-            )  # fmt: skip
-        except DataError as error:
-            message = str(error)
-            for name in rules:
-                message = message.replace(f"data.columns.{_PART}{name} ", f"data.components.{name}.column ")
-            raise DataError(message.replace(f"data.columns.{_PARTITION} ", "partition.column ")) from None
-        if not batches:
-            raise DataError(
-                f"data file {self.path} must have usable records, found none: {show_counts(counts)}"
-            )
-        table = pa.Table.from_batches(batches).combine_chunks()
-        rows = {role: table.column(role).combine_chunks() for role in roles}
-        for name, rule in rules.items():
-            kind = rows[_PART + name].type
-            if pa.types.is_nested(kind) and (rule.kind not in ("multi", "text") or not _is_list(kind)):
-                raise DataError(
-                    f"data.components.{name} must be of kind multi where column {roles[_PART + name]!r} of {self.path} "
-                    f"holds lists, got {rule.kind} and {kind}"
-                )
-        if pa.types.is_nested(rows["label"].type) and self.label != "multi":
-            raise DataError(
-                f"data.label must be multi where column {roles['label']!r} of {self.path} holds lists, got {self.label}"
-            )
-        return rows
-
-    def _labels(self, cells: pa.Array, counts: MutableMapping[str, int]) -> list[list[str]]:
-        """Labels of every record, each once; those that the tree does not know are left out and counted."""
+    def _labels(self, cells: pa.Array, outside: Mask, counts: MutableMapping[str, int]) -> list[list[str]]:
+        """Labels of every record, each once; none of those ``outside``; those that the tree does not know are left out
+        and counted.
+        """
         if self.label == "multi":
             rows = as_lists(cells, self.label_separator)
         else:
             rows = [[] if text is None else [text] for text in as_texts(cells)]
+        rows = [[] if ignored else row for row, ignored in zip(rows, outside, strict=True)]
         if not self.label_tree.get("path"):
             return rows
         above = read_label_tree(str(self.label_tree["path"]), int(self.label_tree.get("depth", 1)))
@@ -264,26 +265,30 @@ class Records:
 
     def _owners(
         self,
-        rows: Mapping[str, pa.Array],
+        rows: Rows,
         label_ids: npt.NDArray[np.int32],
         label_names: Sequence[str],
+        outside: Mask,
         partition: Partition,
         seed: int,
     ) -> tuple[Int64, Vocabulary | None]:
-        """Client of each record, numbered by their names."""
+        """Client of each record, numbered by their names; -1 for those that are to be dealt out."""
         if "client" in rows:
             if not isinstance(partition, Natural):
                 logger.warning("data.columns.client decides the clients; the partition is not used")
             cells = rows["client"].cast(pa.string())
-            names = Vocabulary(pc.unique(cells).sort())
+            names = Vocabulary(pc.unique(cells.drop_null()).sort())
             return names.index(cells), names
-        columns: dict[str, Column] = {"label": label_ids[:, 0]}
+        columns: dict[str, Column] = {"label": label_ids[~outside, 0]}
         known = {"label": Vocabulary.of(label_names)}
-        if _PARTITION in rows:
-            cells, column = rows[_PARTITION].cast(pa.string()), str(getattr(partition, "column", ""))
+        if PARTITION in rows:
+            cells = rows[PARTITION].cast(pa.string()).filter(pa.array(~outside))
+            column = str(getattr(partition, "column", ""))
             known[column] = Vocabulary(pc.unique(cells).sort())
             columns[column] = known[column].index(cells)
-        return assigned(partition, columns, seed, vocabularies=known)
+        owners = np.full(len(outside), NOTHING, dtype=np.int64)
+        owners[~outside], names_made = assigned(partition, columns, seed, vocabularies=known)
+        return owners, names_made
 
     def _staying(
         self,
@@ -291,27 +296,37 @@ class Records:
         clients: Vocabulary | None,
         part: Label,
         known: Mask,
+        keys: Int64,
         counts: MutableMapping[str, int],
+        seed: int,
     ) -> tuple[Mask, Int64, Vocabulary | None]:
         """Which records stay, their clients in new numbers, and the names of those."""
         num_clients = int(owners.max(initial=-1)) + 1 if clients is None else len(clients)
+        loose = known & (owners == NOTHING)
+        known = known & ~loose
         training = np.bincount(owners[known & (part == TRAIN)], minlength=num_clients)
         held = np.bincount(owners[known], minlength=num_clients)
         cold = (training == 0) & (held > 0)
         stays = training >= self.min_client_count
+        training_clients = np.flatnonzero(stays)
         counts["clients_read"] = num_clients
         counts["clients_without_training"] = int(cold.sum())
         counts["clients_below_min_count"] = int(((training > 0) & ~stays).sum())
         if self.keep_cold_clients:
             stays |= cold
         counts["records_of_other_clients"] = int((known & ~stays[owners]).sum())
+        known &= stays[owners]
+        if len(training_clients):
+            owners = owners.copy()
+            owners[loose] = dealt(keys[loose], training_clients, seed)
+            known |= loose
         new = np.cumsum(stays) - 1
         names = None if clients is None else Vocabulary(clients.names.filter(pa.array(stays)))
-        return known & stays[owners], new[owners], names
+        return known, new[owners], names
 
     def _parts(
         self,
-        rows: Mapping[str, pa.Array],
+        rows: Rows,
         keys: Int64,
         owners: Int64,
         clients: Vocabulary | None,
@@ -327,9 +342,9 @@ class Records:
         components, columns, vocabularies = [], {}, {}
         for name, rule in part_rules(self.components).items():
             gone = self.lacking.lacks(name, keys, of_client, seed)
-            counts[f"{name}_taken_away"] = int((gone & ~np.asarray(pc.is_null(rows[_PART + name]))).sum())
+            counts[f"{name}_taken_away"] = int((gone & ~np.asarray(pc.is_null(rows[PART + name]))).sum())
             component, column, vocabulary = encode_part(
-                name, rule, rows[_PART + name], gone, stays & training, counts
+                name, rule, rows[PART + name], gone, stays & training, counts
             )
             if bad := counts.get(f"{name}_bad"):
                 logger.warning("%s: %d cells of %r are no numbers, and missing", self.path, bad, name)
@@ -340,13 +355,7 @@ class Records:
         return tuple(components), columns, vocabularies
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _distinct(
-    rows: dict[str, pa.Array], counts: MutableMapping[str, int]
-) -> tuple[Int64, dict[str, pa.Array]]:
+def _distinct(rows: Rows, counts: MutableMapping[str, int]) -> tuple[Int64, Rows]:
     """Each record once, the first of an id, and its key."""
     if "id" not in rows:
         num_rows = len(rows["label"])
@@ -361,14 +370,3 @@ def _distinct(
     return keys_of([names[line] for line in keep]), {
         role: cells.take(pa.array(keep)) for role, cells in rows.items()
     }
-
-
-def _by_time(time: Int64, cuts: tuple[int, int]) -> Label:
-    return np.where(time >= cuts[1], TEST, np.where(time >= cuts[0], VALIDATION, TRAIN)).astype(np.int8)
-
-
-def _at_random(keys: Int64, hold_out: HoldOut, seed: int) -> Label:
-    """Parts drawn by the records' own keys: the same whoever holds them and whatever else is in the file."""
-    draws = uniforms(stream_keys(seed, "held out", keys), 1)[:, 0]
-    label = np.where(draws < hold_out.validation_share, VALIDATION, TRAIN)
-    return np.where(draws >= 1 - hold_out.test_share, TEST, label).astype(np.int8)

@@ -32,7 +32,7 @@ from fedemb.evaluate.conformal import common_threshold, held, label_log_odds, ow
 from fedemb.evaluate.fine_bins import counted, fine_bins
 from fedemb.evaluate.labels import LabelPrediction, examples_of
 from fedemb.evaluate.neighbours import own_neighbours
-from fedemb.evaluate.spread import added, overall
+from fedemb.evaluate.spread import added, mean_of_each, overall
 from fedemb.evaluate.uncertainty import joined_scores, out_sums, uncertainty_metrics, uncertainty_sums
 from fedemb.types import Dataset, Evaluated, Float, Int64, Labeller, Uncertain
 
@@ -153,9 +153,7 @@ class CalibratedLabels:
             **judged_per_client(of_records, hit, owner, len(clients), self.wanted.bins, tables),
         }
         for name, parts in zip(_SETS, zip(*sets, strict=True), strict=True):
-            total = np.bincount(owner, np.concatenate(parts), minlength=len(clients))
-            nothing = np.full(len(clients), np.nan)
-            per_client[name] = np.divide(total, shards.sizes, out=nothing, where=shards.sizes > 0)
+            per_client[name] = mean_of_each(np.concatenate(parts), owner, len(clients))
         metrics = overall(self, per_client, plain.weights, [sums])
         return Evaluated(metrics, per_client, clients, plain.weights, sums)
 

@@ -153,9 +153,7 @@ def measurable(evaluation: Evaluation, dataset: Dataset) -> Int64:
             return np.flatnonzero(evaluation.test.sizes > 0)
         case LinkPrediction():
             return np.flatnonzero(evaluation.triples.sizes > 0)
-        case LabelPrediction():
-            return np.flatnonzero(evaluation.held_out.sizes > 0)
-        case ContextPrediction():
+        case LabelPrediction() | ContextPrediction():
             return np.flatnonzero(evaluation.held_out.sizes > 0)
         case PairClassification():
             return np.flatnonzero(evaluation.pairs.sizes > 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedemb.data.shards import Shards
-from fedemb.evaluate.spread import over_clients
+from fedemb.evaluate.spread import mean_of_each, over_clients
 from fedemb.types import ContextPredictor, Evaluated, Int64
 
 CUTS = (1, 10)
@@ -46,14 +46,12 @@ class ContextPrediction:
     ) -> Evaluated:
         """Metrics of these clients; NaN for those without a held-out word."""
         examples, rank = self.ranks(tables, clients)
-        owner, sizes = examples.owners(), examples.sizes
+        owner = examples.owners()
         gains = {"mrr": 1 / rank, **{f"hits@{cut}": (rank <= cut).astype(np.float64) for cut in CUTS}}
         prefix, per_client = "" if self.split == "test" else f"{self.split}_", {}
         for name, gain in gains.items():
-            total = np.bincount(owner, gain, minlength=len(clients))
-            mean = np.divide(total, sizes, out=np.full(len(clients), np.nan), where=sizes > 0)
-            per_client[prefix + name] = mean
-        weights = sizes.astype(np.float64)
+            per_client[prefix + name] = mean_of_each(gain, owner, len(clients))
+        weights = examples.sizes.astype(np.float64)
         return Evaluated(over_clients(per_client, weights), per_client, clients, weights)
 
     def ranks(self, tables: Mapping[str, Tensor], clients: Int64) -> tuple[Shards, npt.NDArray[np.float64]]:

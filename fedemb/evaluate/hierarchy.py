@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedemb.data.shards import Shards, offsets_of
 from fedemb.evaluate.distance import Float64, distances, lost, measure
+from fedemb.evaluate.spread import mean_of_each
 from fedemb.evaluate.tree import (
     TreePairs,
     chain_order,
@@ -143,8 +144,8 @@ class Reconstruction:
         num_nodes = len(precision)
         owner, children = np.divmod(np.unique(owners * num_nodes + child), max(1, num_nodes))
         per_client |= {
-            "map": _means(owner, precision[children], len(clients)),
-            "mean_rank": _means(owners, rank[_positions(taxonomy, shards)], len(clients)),
+            "map": mean_of_each(precision[children], owner, len(clients)),
+            "mean_rank": mean_of_each(rank[_positions(taxonomy, shards)], owners, len(clients)),
         }
         return Evaluated(metrics, per_client, clients)
 
@@ -166,8 +167,8 @@ class Reconstruction:
         keys, child = np.unique(owners * num_nodes + shards.columns["child"], return_inverse=True)
         own_precision = average_precision(child.reshape(-1), own_rank, len(keys))
         per_client: dict[str, Float] = {
-            f"{prefix}link_map": _means(keys // max(1, num_nodes), own_precision, len(clients)),
-            f"{prefix}link_mean_rank": _means(owners, own_rank, len(clients)),
+            f"{prefix}link_map": mean_of_each(own_precision, keys // max(1, num_nodes), len(clients)),
+            f"{prefix}link_mean_rank": mean_of_each(own_rank, owners, len(clients)),
         }
         return metrics, per_client
 
@@ -224,16 +225,8 @@ def average_precision(child: Int64, rank: Float, num_nodes: int) -> Float64:
     sizes = np.bincount(child, minlength=num_nodes)
     place = np.arange(1, len(order) + 1) - np.repeat(offsets_of(sizes)[:-1], sizes)
     precision = place / (place + rank[order] - 1)
-    return _means(child[order], precision, num_nodes)
+    return mean_of_each(precision, child[order], num_nodes)
 
 
 def _mean(values: Float64) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-def _means(groups: Int64, values: Float, num_groups: int) -> Float64:
-    """Mean of each group's values ``(num_groups,)``, NaN for an empty group."""
-    sizes = np.bincount(groups, minlength=num_groups)
-    sums = np.bincount(groups, weights=values, minlength=num_groups)
-    means: Float64 = np.divide(sums, sizes, out=np.full(num_groups, np.nan), where=sizes > 0)
-    return means

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedemb.data.shards import Shards
 from fedemb.evaluate.average_precision import average_precision, binned
-from fedemb.evaluate.spread import over_clients
+from fedemb.evaluate.spread import mean_of_each, over_clients
 from fedemb.seeds import stream_keys, uniforms
 from fedemb.tasks.compositional import multi_hot, without
 from fedemb.types import Component, Evaluated, Float, Int64, Labeller
@@ -74,13 +74,12 @@ class LabelPrediction:
         else:
             of_records = {"accuracy": truth[np.arange(len(truth)), whole.argmax(1)].astype(np.float64)}
         of_records["log_loss"] = self._log_loss(whole, truth)
-        owner, sizes = shards.owners(), shards.sizes
-        per_client = {}
-        for name, values in of_records.items():
-            total = np.bincount(owner, values, minlength=len(clients))
-            mean = np.divide(total, sizes, out=np.full(len(clients), np.nan), where=sizes > 0)
-            per_client[self._prefix + name] = mean
-        weights = sizes.astype(np.float64)
+        owner = shards.owners()
+        per_client = {
+            self._prefix + name: mean_of_each(values, owner, len(clients))
+            for name, values in of_records.items()
+        }
+        weights = shards.sizes.astype(np.float64)
         metrics = {**self.pooled(sums), **over_clients(per_client, weights)}
         return Evaluated(metrics, per_client, clients, weights, sums)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedemb.data.shards import Shards
-from fedemb.evaluate.spread import over_clients
+from fedemb.evaluate.spread import mean_of_each, over_clients
 from fedemb.types import Evaluated, Float, Int64, Task
 
 
@@ -72,12 +72,11 @@ class PairClassification:
         scores = (first[left.to(device)].double() * second[right.to(device)].double()).sum(1).cpu().numpy()
         loss = np.logaddexp(0, scores) - label * scores
         right_side = ((scores > 0) == (label > 0)).astype(np.float64)
-        owner, sizes = held_out.owners(), held_out.sizes
+        owner = held_out.owners()
         prefix = "" if self.split == "test" else f"{self.split}_"
-        per_client: dict[str, Float] = {}
-        for name, values in (("log_loss", loss), ("accuracy", right_side)):
-            sums = np.bincount(owner, values, minlength=len(clients))
-            mean = np.divide(sums, sizes, out=np.full(len(clients), np.nan), where=sizes > 0)
-            per_client[prefix + name] = mean
-        per_client[prefix + "auc"] = area_under_curve(scores, label, owner, len(clients))
+        per_client = {
+            prefix + "log_loss": mean_of_each(loss, owner, len(clients)),
+            prefix + "accuracy": mean_of_each(right_side, owner, len(clients)),
+            prefix + "auc": area_under_curve(scores, label, owner, len(clients)),
+        }
         return Evaluated(over_clients(per_client), per_client, clients)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedemb.types import Evaluation, Float, Int64, Pooled
 
@@ -25,6 +27,21 @@ def over_clients(per_client: Mapping[str, Float], weights: Float | None = None) 
         own = None if weights is None else weights[known]
         means[name] = float(np.average(values[known], weights=own)) if known.any() else float("nan")
     return means
+
+
+def mean_of_each(values: npt.NDArray[Any], group: Int64, num_groups: int) -> npt.NDArray[np.float64]:
+    """Mean ``(groups,)`` of each group's values, such as a client's; NaN for a group without any.
+
+    Args:
+        values: ``(values,)``.
+        group: ``(values,)``, in any order.
+        num_groups: How many there are.
+
+    >>> mean_of_each(np.array([4.0, 1.0, 2.0]), np.array([2, 0, 2]), 3).tolist()
+    [1.0, nan, 3.0]
+    """
+    sums, sizes = (np.bincount(group, weights, minlength=num_groups) for weights in (values, None))
+    return np.asarray(np.divide(sums, sizes, out=np.full(num_groups, np.nan), where=sizes > 0))
 
 
 def overall(

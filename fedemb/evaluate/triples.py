@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedemb.data.shards import Shards, offsets_of, ragged_indices
-from fedemb.evaluate.spread import over_clients
+from fedemb.evaluate.spread import mean_of_each, over_clients
 from fedemb.types import Dataset, Evaluated, Float, Int64, LinkPredictor
 
 CUTS = (1, 3, 10)
@@ -230,24 +230,17 @@ class LinkPrediction:
         triples = self.triples.take(clients)
         questions = Questions.of(triples)
         ranks, own_ranks = self._ranks(questions, tables, personal, clients)
-        per_client = {"mrr": self._mean(1 / ranks, questions.client, len(clients))}
+        per_client: dict[str, Float] = {"mrr": mean_of_each(1 / ranks, questions.client, len(clients))}
         for cut in CUTS:
-            per_client[f"hits@{cut}"] = self._mean(ranks <= cut, questions.client, len(clients))
-        per_client["mean_rank"] = self._mean(ranks, questions.client, len(clients))
+            per_client[f"hits@{cut}"] = mean_of_each(ranks <= cut, questions.client, len(clients))
+        per_client["mean_rank"] = mean_of_each(ranks, questions.client, len(clients))
         tails = questions.client[~questions.backward]
-        per_client["fede_mrr"] = self._mean(1 / own_ranks, tails, len(clients))
-        per_client["fede_hits@10"] = self._mean(own_ranks <= 10, tails, len(clients))
+        per_client["fede_mrr"] = mean_of_each(1 / own_ranks, tails, len(clients))
+        per_client["fede_hits@10"] = mean_of_each(own_ranks <= 10, tails, len(clients))
         per_client |= self._classification(tables, personal, clients)
         per_client = {prefix + name: values for name, values in per_client.items()}
         weights = triples.sizes.astype(np.float64)
         return Evaluated(over_clients(per_client, weights), per_client, clients, weights)
-
-    @staticmethod
-    def _mean(values: Float | npt.NDArray[np.bool_], client: Int64, num_clients: int) -> Float:
-        sizes = np.bincount(client, minlength=num_clients)
-        sums = np.bincount(client, values, minlength=num_clients)
-        means: Float = np.divide(sums, sizes, out=np.full(num_clients, np.nan), where=sizes > 0)
-        return means
 
     def _ranks(
         self,

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedemb.build import Parts, build
 from fedemb.config import compose_config
 from fedemb.flower.client_app import make_client_app
+from fedemb.memory import keep_freed_memory
 from fedemb.train.host import Host
 
 
@@ -26,6 +27,7 @@ def overrides_of(context: Context) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _parts(overrides: tuple[str, ...]) -> Parts:
+    keep_freed_memory()
     return build(compose_config(overrides))
 
 

@@ -43,7 +43,7 @@ def participations(parts: Parts, rounds: int) -> int:
     return max(1, round(rounds * parts.sampler.expected(eligible) / max(1, eligible)))
 
 
-def _scaled(training: LocalTraining, rounds: int, passes: int) -> LocalTraining:
+def scaled(training: LocalTraining, rounds: int, passes: int) -> LocalTraining:
     """The same schedule over another number of passes."""
     share = passes / max(1, rounds)
     return replace(
@@ -61,7 +61,7 @@ def centralized(
     Personal rows still belong to their owners. An adaptive optimiser goes on from pass to pass, as one machine's does.
     """
     passes = participations(parts, rounds) * training.epochs
-    training = replace(_scaled(training, rounds, passes), epochs=1)
+    training = replace(scaled(training, rounds, passes), epochs=1)
     data = parts.dataset.train
     pooled = parts.task.examples(data).pooled()
     tables, dense = parts.initial()
@@ -154,7 +154,7 @@ def local_only(parts: Parts, training: LocalTraining, rounds: int, on_round: Met
     """
     task = _Alone(parts.task)
     passes = participations(parts, rounds)
-    training = _scaled(training, rounds, passes)
+    training = scaled(training, rounds, passes)
     data = parts.dataset.train
     tables, dense = parts.initial()
     per_client = sum(t.numel() * t.element_size() for t in tables.values())
@@ -174,11 +174,11 @@ def local_only(parts: Parts, training: LocalTraining, rounds: int, on_round: Met
         on_round({**line, "seconds": time.perf_counter() - begin})
     if not results:
         return None
-    joined = _joined(results, eligible, data.num_clients)
+    together = joined(results, eligible, data.num_clients)
     if sums[0] and isinstance(parts.evaluation, Pooled):
         pooled = parts.evaluation.pooled(sums[0])
-        joined = replace(joined, metrics={**joined.metrics, **pooled}, sums=sums[0])
-    return joined
+        together = replace(together, metrics={**together.metrics, **pooled}, sums=sums[0])
+    return together
 
 
 def _alone(
@@ -229,7 +229,8 @@ def _smooth_own(tables: tuple[Table, ...], rows: Mapping[str, PersonalRows]) -> 
             smooth_(table, own.points, torch.nonzero(own.touched)[:, 0], own.touched)
 
 
-def _joined(results: list[Evaluated], clients: Int64, num_clients: int) -> Evaluated:
+def joined(results: list[Evaluated], clients: Int64, num_clients: int) -> Evaluated:
+    """Results of clients that were measured alone, ``(num_clients,)`` per client, and their means."""
     names = results[0].per_client
     per_client = {name: np.full(num_clients, np.nan) for name in names}
     for client, result in zip(clients, results, strict=True):

@@ -27,6 +27,7 @@ from fedemb.evaluate.confidence import curves
 from fedemb.evaluate.direction import lower_is_better
 from fedemb.evaluate.drift import Drift, drift_of
 from fedemb.evaluate.leaks import walk_batches
+from fedemb.memory import keep_freed_memory
 from fedemb.model import Run, save_model
 from fedemb.report.folder import draw
 from fedemb.report.metrics_log import MetricsLog
@@ -36,6 +37,7 @@ from fedemb.report.table import print_results
 from fedemb.run.ablations import ablation, check_ablations
 from fedemb.run.baselines import centralized, local_only
 from fedemb.run.lock import locked
+from fedemb.run.of_one import centralized_posterior, is_posterior, local_only_posterior
 from fedemb.run.training import FINE_TUNED, Trained, resolve_resume, set_threads, train_with_runner
 from fedemb.train.optimizers import OPTIMIZERS
 from fedemb.train.rows import LocalTraining
@@ -155,6 +157,7 @@ def run_experiment(
                 f"{folder} holds a finished run; choose another hydra.run.dir, or resume={folder}"
             )
         set_threads(config.runner.num_threads)
+        keep_freed_memory()
         _write_config(config, overrides, folder)
         with _terminated_as_interrupt():
             parts = build(config)
@@ -243,6 +246,10 @@ def _baseline(
     training = central_training(config, parts.training)
     if name == FINE_TUNED:
         return trained.fine_tuned
+    if name == "centralized" and is_posterior(parts):
+        return centralized_posterior(parts, training, config.rounds, config.evaluate_every, on_round)
+    if name == "local_only" and is_posterior(parts):
+        return local_only_posterior(parts, parts.training, config.rounds, on_round)
     if name == "centralized":
         return centralized(parts, training, config.rounds, config.evaluate_every, on_round)[0]
     if name == "local_only":

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fedemb.build import Parts
 from fedemb.config import NOT_HASHED, digest
-from fedemb.errors import SettingError
+from fedemb.errors import DataError, SettingError
 from fedemb.model import Run
 from fedemb.serve.state import FOLDER, names_of, newest, read_facts, read_tensors, tables_of
 from fedemb.server.checkpoint import Checkpoint, load_checkpoint
@@ -23,7 +24,7 @@ from fedemb.server.prior import EVIDENCE
 from fedemb.train.host import hosted_range, memory_of, save_kept
 from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, personal_rows
-from fedemb.types import Table
+from fedemb.types import Table, Temporal
 
 # Which data a run is taken up with: newer ones, another split. What they consist of stays.
 MOVES = tuple(
@@ -82,6 +83,7 @@ def find(folder: Path, config: DictConfig, parts: Parts) -> Resumed:
 
     Raises:
         SettingError: If there is nothing, if more than the data moved on, or no round is left to be trained.
+        DataError: If the data have other names, or other slices of time, than the rows that stand there.
         RunError: If what there is cannot be read.
     """
     moved, began = _compared(folder, config, parts.digest)
@@ -90,7 +92,8 @@ def find(folder: Path, config: DictConfig, parts: Parts) -> Resumed:
     found: Checkpoint | None = None
     if served is None or any(inner.glob("round-*.safetensors")):
         found = load_checkpoint(folder, began)
-    kept_round = found.round if found and not moved else None
+    same_clients = found is not None and _same_meaning(folder, found.meaning, meaning_of(parts))
+    kept_round = found.round if found and same_clients and not moved else None
     last = found.round if found else 0
     if served is not None:
         tables, dense = tables_of(served)
@@ -110,6 +113,41 @@ def find(folder: Path, config: DictConfig, parts: Parts) -> Resumed:
             f"got {config.rounds}"
         )
     return Resumed(found, moved, served, kept_round)
+
+
+def meaning_of(parts: Parts) -> dict[str, Any]:
+    """What rows stand for: digests of their names by entity, and of the clients', and where slices of time begin."""
+    dataset, task = parts.dataset, parts.task
+    slices = task.slices.tolist() if isinstance(task, Temporal) and task.moves else []
+    return {
+        "names": {table.entity: dataset.vocabularies[table.entity].digest for table in parts.shared},
+        "clients": str(dataset.train.num_clients) if dataset.clients is None else dataset.clients.digest,
+        "slices": slices,
+        "sliced": any(table.num_slices > 1 for table in parts.shared),
+    }
+
+
+def _same_meaning(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether rows that nodes keep are of the same clients, once it is sure that all others mean what they did.
+
+    A finished run hands its names and slices to the data; one that was killed cannot, and its rows would be taken for
+    those of other names.
+
+    Raises:
+        DataError: If they would.
+    """
+    if not before:
+        return True
+    names, slices = now["names"], now["slices"]
+    others = [f"names of {name}" for name, digest in before["names"].items() if names.get(name) != digest]
+    if before["slices"] != (slices[: len(before["slices"])] if now["sliced"] else slices):
+        others.append("slices of time")
+    if others:
+        raise DataError(
+            f"resume={folder} needs the data that this run was trained on, for only a finished one has the names "
+            f"of its rows, got data with other {' and other '.join(others)}"
+        )
+    return bool(before["clients"] == now["clients"])
 
 
 def with_evidence(

@@ -13,6 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedemb.errors import SettingError
+from fedemb.memory import keep_freed_memory
 from fedemb.run.in_process import GridUser
 
 
@@ -22,6 +23,7 @@ def _worker_parts(overrides: tuple[str, ...]) -> Any:
     from fedemb.build import build
     from fedemb.config import compose_config
 
+    keep_freed_memory()
     return build(compose_config(overrides))
 
 

@@ -19,7 +19,7 @@ from fedemb.flower.nodes import Nodes
 from fedemb.flower.plan import Plan, Tally
 from fedemb.flower.strategy import FederatedEmbedding
 from fedemb.run.in_process import InProcessGrid, in_process_grid
-from fedemb.run.resume import carry_kept, find
+from fedemb.run.resume import carry_kept, find, meaning_of
 from fedemb.run.simulation import run_on_simulation
 from fedemb.server.checkpoint import Checkpoint, save_checkpoint
 from fedemb.train.rows import STATEFUL
@@ -124,8 +124,8 @@ def train_on(
     keeps = parts.training.keep_state or stateful
 
     def on_checkpoint(round: int) -> None:
-        state = Checkpoint(round, parts.digest, _tensors(strategy, optimizer), asdict(strategy.tally))
-        save_checkpoint(own, state)
+        tensors, counts = _tensors(strategy, optimizer), asdict(strategy.tally)
+        save_checkpoint(own, Checkpoint(round, parts.digest, tensors, counts, meaning_of(parts)))
 
     strategy = FederatedEmbedding(
         plan_of(parts, config, optimizer, grid),

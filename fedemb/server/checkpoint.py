@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,20 @@ class Checkpoint:
         digest: Digest of the configuration that made it.
         tensors: ``table/...``, ``dense/...`` and ``optimizer/...``.
         tally: Running counts for the summary.
+        meaning: What rows stand for; see ``run.resume.meaning_of``.
     """
 
     round: int
     digest: str
     tensors: Mapping[str, Tensor]
     tally: Mapping[str, Any]
+    meaning: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Writes ``folder/round-NNNNNN.safetensors`` and removes all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"round": checkpoint.round, "digest": checkpoint.digest, "tally": checkpoint.tally}
+    facts = {name: getattr(checkpoint, name) for name in ("round", "digest", "tally", "meaning")}
     tensors = {name: value.cpu().contiguous() for name, value in checkpoint.tensors.items()}
     path = folder / f"round-{checkpoint.round:06d}.safetensors"
     write_atomically(
@@ -57,7 +59,7 @@ def _read(path: Path) -> Checkpoint:
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["fedemb"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Checkpoint(facts["round"], facts["digest"], tensors, facts["tally"])
+    return Checkpoint(facts["round"], facts["digest"], tensors, facts["tally"], facts.get("meaning", {}))
 
 
 def load_checkpoint(folder: Path, digest: str) -> Checkpoint:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fedemb.gaussian import Gaussian, split
 from fedemb.types import Table, Total
 
 State = dict[str, Tensor]
@@ -28,6 +29,7 @@ class Settings:
         beta1, beta2: Decay of first and second moments, for ``adam`` and ``yogi``.
         tau: Added to the root of the second moment: degree of adaptivity.
         dense_learning_rate: Factor on the step of dense parameters; None: the same.
+        damping: How far precisions of Gaussian rows go to where the round's evidence puts them, whatever the rule.
     """
 
     learning_rate: float = 1.0
@@ -36,6 +38,7 @@ class Settings:
     beta2: float = 0.99
     tau: float = 1e-3
     dense_learning_rate: float | None = None
+    damping: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "tau", "dense_learning_rate"):
@@ -47,6 +50,8 @@ class Settings:
         for name in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"server.{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"server.damping must be in (0, 1], got {self.damping}; 0.3 is usual")
 
 
 def _sgd(step: Tensor, state: State, s: Settings) -> Tensor:
@@ -79,6 +84,7 @@ def _yogi(step: Tensor, state: State, s: Settings) -> Tensor:
     return _adaptive(step, state, s)
 
 
+_PLAIN = ("sgd", "momentum")  # rules whose steps keep the length of what they follow
 RULES: Mapping[str, tuple[Callable[[Tensor, State, Settings], Tensor], tuple[str, ...]]] = {
     "sgd": (_sgd, ()),
     "momentum": (_momentum, ("mean",)),
@@ -91,6 +97,10 @@ RULES: Mapping[str, tuple[Callable[[Tensor, State, Settings], Tensor], tuple[str
 @dataclass
 class RowOptimizer:
     """Applies a rule to the touched rows and to dense parameters, in place.
+
+    Of a Gaussian row the rule moves the mean. What it does not rescale (``sgd``, ``momentum``) is divided by the
+    precision, so that natural parameters add up; an adaptive rule's step is a distance already, and leads to the same
+    fixed point. Precisions always add up, times ``damping``.
 
     Attributes:
         tables: The shared tables.
@@ -120,13 +130,21 @@ class RowOptimizer:
                 continue
             rows, steps = total.tables[spec.name].rows, total.tables[spec.name].steps
             table, space = tables[spec.name], spec.manifold
-            full = {n: self._full(f"{spec.name}/{n}", (spec.num_rows, spec.dim), steps) for n in names}
+            gains = None
+            if isinstance(space, Gaussian):
+                steps, gains = split(steps)
+            width = steps.shape[1]
+            full = {n: self._full(f"{spec.name}/{n}", (spec.num_rows, width), steps) for n in names}
             state = {n: value.index_select(0, rows) for n, value in full.items()}
             moved = rule(steps, state, self.settings)
             for n, value in full.items():
                 value[rows] = state[n]
             start = table.index_select(0, rows)
-            table[rows] = space.project(space.exp(start, space.from_frame(start, moved)))
+            if isinstance(space, Gaussian) and gains is not None:
+                gains = gains * self.settings.damping
+                table[rows] = space.moved(start, moved, gains, by_precision=self.rule in _PLAIN)
+            else:
+                table[rows] = space.project(space.exp(start, space.from_frame(start, moved)))
         of_dense = replace(
             self.settings, learning_rate=self.settings.dense_learning_rate or self.settings.learning_rate
         )

@@ -165,21 +165,7 @@ class KnowledgeGraph:
         return None if self.candidates else Exclusion("question", "answer", "negatives")
 
     def examples(self, shards: Shards) -> Shards:
-        """Two questions for each triple: columns ``anchor``, ``relation``, ``answer``, ``backward``, ``question``."""
-        head, relation, tail = (
-            np.asarray(shards.columns[name], dtype=np.int64) for name in ("head", "relation", "tail")
-        )
-        backward = np.tile([False, True], len(head))
-        columns = {
-            "anchor": np.stack((head, tail), axis=1).reshape(-1),
-            "relation": np.repeat(relation, 2),
-            "answer": np.stack((tail, head), axis=1).reshape(-1),
-            "backward": backward,
-        }
-        columns["question"] = (columns["anchor"] * self.num_relations + columns["relation"]) * 2 + backward
-        if "owner" in shards.columns:
-            columns["owner"] = np.repeat(shards.columns["owner"], 2)
-        return Shards(columns, offsets_of(2 * shards.sizes))
+        return questions(shards, self.num_relations)
 
     def sample(self, batch: Batch, uniforms: Tensor) -> Batch:
         return batch if self.candidates else {**batch, "negatives": uniform_ids(uniforms, self.num_entities)}
@@ -249,3 +235,21 @@ class KnowledgeGraph:
         if answers is None:
             return self.scoring.compare(query, entities)
         return self.scoring.compare(query[:, None], entities[answers])[:, 0]
+
+
+def questions(shards: Shards, num_relations: int) -> Shards:
+    """Two questions for each triple: columns ``anchor``, ``relation``, ``answer``, ``backward``, ``question``."""
+    head, relation, tail = (
+        np.asarray(shards.columns[name], dtype=np.int64) for name in ("head", "relation", "tail")
+    )
+    backward = np.tile([False, True], len(head))
+    columns = {
+        "anchor": np.stack((head, tail), axis=1).reshape(-1),
+        "relation": np.repeat(relation, 2),
+        "answer": np.stack((tail, head), axis=1).reshape(-1),
+        "backward": backward,
+    }
+    columns["question"] = (columns["anchor"] * num_relations + columns["relation"]) * 2 + backward
+    if "owner" in shards.columns:
+        columns["owner"] = np.repeat(shards.columns["owner"], 2)
+    return Shards(columns, offsets_of(2 * shards.sizes))

@@ -79,7 +79,14 @@ class Epoch:
 
 
 def epoch_of(
-    task: Task, examples: Examples, batch_size: int, seed: int, round: int, epoch: int, clients: Int64
+    task: Task,
+    examples: Examples,
+    batch_size: int,
+    seed: int,
+    round: int,
+    epoch: int,
+    clients: Int64,
+    summed: bool = False,
 ) -> Epoch:
     """Draws and orders an epoch; nothing in it depends on who else is in the chunk.
 
@@ -91,6 +98,7 @@ def epoch_of(
         round: The round.
         epoch: The epoch in this round.
         clients: ``(clients,)`` ids.
+        summed: Whether a step follows the sum of its lines' losses, not their mean.
     """
     position, within, offsets = examples.position, examples.within, examples.offsets
     draws = torch.empty((len(position), 0), dtype=torch.float64)
@@ -116,7 +124,7 @@ def epoch_of(
     order, steps, batch_sizes = shuffled_batches(offsets, random, batch_size)
     at = torch.from_numpy(order if lines is None else lines[order])
     columns = {name: column.index_select(0, at) for name, column in batch.items()}
-    scale = torch.from_numpy(1.0 / batch_sizes)
+    scale = torch.from_numpy(np.ones(len(order)) if summed else 1.0 / batch_sizes)
     if "weight" in columns:
         scale = scale * columns["weight"]
     if "owner" in columns and any(

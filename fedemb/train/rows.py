@@ -36,6 +36,7 @@ from fedemb.types import Candidates, Int64, ListwiseTask, RowUpdates, Table, Tas
 
 STATEFUL, RECONSTRUCTED = "stateful", "reconstructed"
 INITIAL, ORIGIN = "initial", "origin"
+MEAN, SUM = "mean", "sum"
 _EXAMPLE_OVERHEAD_BYTES = 64
 _COMPARISON_BYTES = 64  # of an example with a candidate: the score, and what is computed on its way
 
@@ -48,7 +49,7 @@ class LocalTraining:
         optimizer: The step on a batch's rows.
         epochs: Passes over the client's examples.
         batch_size: Examples in a step; 0 takes all of them.
-        learning_rate: Step size on the mean loss of a batch.
+        learning_rate: Step size on the loss of a batch.
         burn_in_rounds: First rounds, with ``learning_rate * burn_in_factor``.
         burn_in_factor: See above.
         decay: After these, each round's learning rate is that of the one before times this.
@@ -63,6 +64,7 @@ class LocalTraining:
         reconstruction_epochs: Passes over these.
         reconstruction_learning_rate: As ``learning_rate``, which it is where this is None.
         reconstruction_start: Where rows begin: ``initial``, as a table's do, or ``origin`` of their space.
+        reduction: The loss of a batch is the ``mean`` or the ``sum`` over its examples.
     """
 
     optimizer: LocalOptimizer
@@ -82,6 +84,7 @@ class LocalTraining:
     reconstruction_epochs: int = 1
     reconstruction_learning_rate: float | None = None
     reconstruction_start: str = INITIAL
+    reduction: str = MEAN
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -100,6 +103,7 @@ class LocalTraining:
                 raise ValueError(f"train.{name} must be a positive number or null, got {value}")
         for name, choices in (
             ("personal", (STATEFUL, RECONSTRUCTED)), ("reconstruction_start", (INITIAL, ORIGIN)),
+            ("reduction", (MEAN, SUM)),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise ValueError(f"train.{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
@@ -294,7 +298,16 @@ def _train_chunk(
     device = next((tensor.device for tensor in (*tables.values(), *dense.values())), torch.device("cpu"))
     examples = examples_of(task, shards, clients, phase.seen(shards.offsets, clients, seed, round))
     epochs = [
-        epoch_of(task, examples, settings.batch_size, seed, round, phase.first_epoch + number, clients)
+        epoch_of(
+            task,
+            examples,
+            settings.batch_size,
+            seed,
+            round,
+            phase.first_epoch + number,
+            clients,
+            settings.reduction == SUM,
+        )
         for number in range(settings.epochs)
     ]
     locals_ = [_gather(t, epochs, clients, tables, personal, seed, device, memory) for t in task.tables]

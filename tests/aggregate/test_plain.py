@@ -62,7 +62,7 @@ def by_hand(rule: str, data: Updates, holders: torch.Tensor, population: int) ->
                         "ratio": float(rows.counts[i]) or 2**-20,
                         "fedavg": float(data.weights[c]),
                     }.get(rule, 1.0 if rows.counts[i] > 0 else 2**-20)
-                    weight = float(data.weights[c]) if rule == "sum" else weight
+                    weight = float(data.weights[c]) if rule in ("sum", "population") else weight
                     top, bottom = top + weight * rows.values[i], bottom + weight
         if held:
             if rule == "fedavg":
@@ -71,6 +71,9 @@ def by_hand(rule: str, data: Updates, holders: torch.Tensor, population: int) ->
                 bottom = 1.0
             if rule == "heat":
                 bottom = max(1.0, len(data.clients) * float(holders[r]) / population)
+            if rule == "population":
+                held_by = float(holders[r])
+                bottom = max(1.0, len(data.clients) * held_by / population) / held_by
             out[r] = top / bottom
     return out
 
@@ -91,7 +94,7 @@ def test_rules_equal_their_formulas_whatever_the_parts(rule: str, parts: int) ->
         for row, step in zip(total.tables["node"].rows.tolist(), total.tables["node"].steps, strict=True):
             torch.testing.assert_close(step, expected[row])
         weighted = (data.weights[:, None, None] * data.dense["map"]).sum(0)
-        divisor = 1.0 if rule == "sum" else data.weights.sum()
+        divisor = {"sum": 1.0, "population": CLIENTS / 9}.get(rule, float(data.weights.sum()))
         torch.testing.assert_close(total.dense["map"], weighted / divisor)
 
 
@@ -105,7 +108,7 @@ def mean_by_geoopt(mean: str, space: Manifold, points: Tensor, weights: Tensor) 
     """In unit ball coordinates; the Lorentzian centroid is the gyromidpoint in another model."""
     c = torch.tensor(-space.curvature, dtype=torch.float64)
     ball = c.sqrt() * points if space.name == "poincare" else lorentz_to_poincare(points * c.sqrt(), c**0)
-    if mean == "ball":
+    if mean == "coordinates":
         return (weights[:, None] * ball).sum(0) / weights.sum()
     return geoopt.PoincareBall(c=1.0).weighted_midpoint(ball, weights)
 
@@ -113,7 +116,7 @@ def mean_by_geoopt(mean: str, space: Manifold, points: Tensor, weights: Tensor) 
 @pytest.mark.parametrize("curvature", [-1.0, -0.6])
 @pytest.mark.parametrize("space", ["poincare", "lorentz"])
 @pytest.mark.parametrize("rule", ["ratio", "uniform", "fedavg"])
-@pytest.mark.parametrize("mean", ["centroid", "ball"])
+@pytest.mark.parametrize("mean", ["centroid", "coordinates"])
 def test_means_of_points_are_those_of_the_trained_points(
     mean: str, rule: str, space: str, curvature: float
 ) -> None:
@@ -148,7 +151,11 @@ def test_means_of_points_are_those_of_the_trained_points(
 
 def test_two_points_on_a_ray_show_what_averaging_coordinates_does() -> None:
     """Tangent mean and centroid are the middle of 2 and 4; in the ball it is 2 artanh((tanh 1 + tanh 2) / 2)."""
-    middles = {"tangent": 3.0, "centroid": 3.0, "ball": 2 * math.atanh((math.tanh(1) + math.tanh(2)) / 2)}
+    middles = {
+        "tangent": 3.0,
+        "centroid": 3.0,
+        "coordinates": 2 * math.atanh((math.tanh(1) + math.tanh(2)) / 2),
+    }
     assert set(middles) == set(MEANS)
     for name in ("poincare", "lorentz"):
         spec = Table("node", 1, 2, manifold(name), 0.4)
@@ -175,7 +182,7 @@ def test_every_mean_is_the_plain_mean_on_a_flat_table(rule: str, mean: str) -> N
     assert torch.equal(plain.finish(tables).tables["node"].steps, tangent.finish(tables).tables["node"].steps)
 
 
-@pytest.mark.parametrize("mean", ["centroid", "ball"])
+@pytest.mark.parametrize("mean", ["centroid", "coordinates"])
 @pytest.mark.parametrize("space", ["poincare", "lorentz"])
 def test_far_out_means_of_points_stay_in_the_space(space: str, mean: str) -> None:
     spec = table(space)
@@ -193,10 +200,10 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"aggregate\.rows must be one of"):
         Plain((table(),), "mean")
     with pytest.raises(
-        ValueError, match=r"aggregate\.mean must be one of tangent, centroid, ball, got 'frechet'"
+        ValueError, match=r"aggregate\.mean must be one of tangent, centroid, coordinates, got 'frechet'"
     ):
         Plain((table(),), "ratio", "frechet")
-    for mean in ("centroid", "ball"):
+    for mean in ("centroid", "coordinates"):
         with pytest.raises(ValueError, match=f"mean={mean} averages points, but .* does not average"):
             Plain((table("poincare"),), "sum", mean)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fedemb
-from fedemb.errors import SettingError
+from fedemb.errors import DataError, SettingError
 from tests.serve.runs import served
 
 SMALL = [
@@ -161,3 +162,60 @@ def test_other_differences_are_refused_and_shown(old: str, new: str, tmp_path: P
     assert re.search(
         r"began with \(digest \w{16}\), got \w{16}: task\.negatives was 4, is 9$", str(caught.value)
     )
+
+
+def killed(overrides: list[str], folder: Path) -> Path:
+    """A run of two rounds that left a checkpoint, and no model."""
+    fedemb.train([*overrides, "rounds=2"], folder)
+    shutil.rmtree(folder / "model")
+    (folder / "summary.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("items", [20, 23])
+def test_rows_of_a_killed_run_are_not_given_other_names(items: int, tmp_path: Path) -> None:
+    """As many names as before: the heights fit, and every row would be another's."""
+    lines = [(f"c{n % 6}", f"i{n % 20:02d}", n) for n in range(300)]
+    base = [*SMALL, "task=factorization", write(tmp_path / "data.csv", lines)]
+    folder = killed(base, tmp_path / "run")
+    write(tmp_path / "data.csv", [(c, f"j{n % items:02d}" if i == "i03" else i, n) for c, i, n in lines])
+    with pytest.raises(DataError, match=r"resume=.*run needs the data .* other names of item$"):
+        fedemb.train([*base, "rounds=4", "resume=auto"], folder)
+    write(tmp_path / "data.csv", lines)
+    assert fedemb.train([*base, "rounds=4", "resume=auto"], folder).summary["work"]["rounds"] == 4
+
+
+def months(path: Path, first: int, last: int) -> str:
+    lines = [
+        f"c{n % 6},i{n % 9},2020-{first + n % (last - first + 1):02d}-{1 + n % 27:02d}\n" for n in range(400)
+    ]
+    path.write_text("client,item,time\n" + "".join(lines))
+    return f"data.path={path}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "last", "fits"),
+    [("slices", 2, 4, False), ("slices", 1, 4, True), ("continuous", 1, 4, False), ("static", 2, 4, True)],
+)
+def test_slices_of_a_killed_run_are_not_given_other_months(
+    rows: str, first: int, last: int, fits: bool, tmp_path: Path
+) -> None:
+    path, whole = tmp_path / "data.csv", ["data.validation_share=0", "data.test_share=0.01"]
+    base = [*SMALL, *whole, "task=dynamic", "task.slice=month", f"task.rows={rows}", months(path, 1, 3)]
+    folder = killed(base, tmp_path / "run")
+    months(path, first, last)
+    if fits:
+        fedemb.train([*base, "rounds=3", "resume=auto"], folder)
+    else:
+        with pytest.raises(DataError, match=r"other slices of time$"):
+            fedemb.train([*base, "rounds=3", "resume=auto"], folder)
+
+
+def test_a_file_that_gained_a_client_is_gone_on_with(old: str, tmp_path: Path) -> None:
+    """Clients' own vectors stand by number: those of others begin anew."""
+    base = [*SMALL, "task=factorization", old]
+    fedemb.train([*base, "rounds=2"], tmp_path / "first")
+    with (tmp_path / "old.csv").open("a") as file:
+        file.writelines(f"another,i{n:02d},{1_600_000_000 + n}\n" for n in range(20))
+    again = fedemb.train([*base, "rounds=4", f"resume={tmp_path / 'first'}"], tmp_path / "second")
+    assert again.summary["work"]["rounds"] == 4

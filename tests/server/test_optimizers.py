@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -79,7 +81,27 @@ def test_state_can_be_taken_up(rule: str) -> None:
     assert float(whole[0].norm()) > 0
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 0}, {"momentum": 1.0}, {"beta2": -0.1}, {"tau": 0.0}])
+@pytest.mark.parametrize("rule", RULES)
+def test_dense_parameters_may_have_a_rate_of_their_own(rule: str) -> None:
+    spec = Table("item", 2, 1, manifold("euclidean", -1, "float64"), 0.1)
+    step = torch.ones(1, 1, dtype=torch.float64)
+    moved = []
+    for settings in (S, replace(S, dense_learning_rate=S.learning_rate / 10)):
+        table, bias = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        optimizer = RowOptimizer((spec,), rule, settings)
+        for _ in range(2):
+            total = Total({"item": RowTotal(torch.tensor([1]), step)}, {"bias": step[0]}, 1)
+            optimizer.step({"item": table}, {"bias": bias}, total)
+        moved.append((float(table[1]), float(bias)))
+    (row, dense), (same_row, slower) = moved
+    assert row == same_row == pytest.approx(dense)
+    assert slower == pytest.approx(dense / 10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"learning_rate": 0}, {"momentum": 1.0}, {"beta2": -0.1}, {"tau": 0.0}, {"dense_learning_rate": 0}],
+)
 def test_constants_out_of_range(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"server.{next(iter(change))}"):
         Settings(**change)
