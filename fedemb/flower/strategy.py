@@ -20,8 +20,8 @@ from torch import Tensor
 from fedemb.aggregate.check import reject, select
 from fedemb.errors import DataError, RunError
 from fedemb.evaluate.measure import measured
-from fedemb.evaluate.spread import added, overall
 from fedemb.flower.codec import decode, model_bytes, upload_bytes
+from fedemb.flower.measurements import evaluated_of, fitted_of
 from fedemb.flower.nodes import describe_nodes
 from fedemb.flower.plan import Plan, Tally
 from fedemb.flower.records import pack, unpack
@@ -237,29 +237,11 @@ class FederatedEmbedding(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Means over clients of what the replies say per client."""
-        evaluated = self._evaluated(replies)
+        evaluated = evaluated_of(self.plan.evaluation, replies)
         if evaluated is None:
             return None
         self.evaluated = evaluated
         return _record(evaluated.metrics)
-
-    def _evaluated(self, replies: Iterable[Message]) -> Evaluated | None:
-        parts, sums = [], []
-        for reply in replies:
-            _refuse_error(reply, "evaluate")
-            record = reply.content["per_client"]
-            assert isinstance(record, ArrayRecord)
-            parts.append(unpack(record))
-            sums.append(_sums(reply))
-        if not parts:
-            return None
-        whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-        order = np.argsort(whole["clients"])
-        whole = {name: values[order] for name, values in whole.items()}
-        per_client = {n.removeprefix("metric/"): v for n, v in whole.items() if n.startswith("metric/")}
-        weights = whole.get("weights")
-        metrics = overall(self.plan.evaluation, per_client, weights, sums)
-        return Evaluated(metrics, per_client, whole["clients"], weights, added(sums))
 
     def _fit(self, grid: Grid, round: int) -> dict[str, Tensor]:
         """What the evaluation needs to fit, from sums of the clients' own validation data."""
@@ -267,14 +249,8 @@ class FederatedEmbedding(Strategy):
         if not isinstance(evaluation, Fitted):
             return {}
         everybody = np.arange(len(self.nodes.sizes), dtype=np.int64)
-        messages = [m for m, _ in self._messages("query.fit", round, self.model(), everybody)]
-        sums = []
-        for reply in grid.send_and_receive(messages, timeout=self.plan.timeout_seconds):
-            _refuse_error(reply, "evaluate")
-            sums.append(_sums(reply))
-        if not sums:
-            raise RunError(f"no node answered within {self.plan.timeout_seconds} s when it was asked to fit")
-        return evaluation.fitted(added(sums))
+        messages = [message for message, _ in self._messages("query.fit", round, self.model(), everybody)]
+        return fitted_of(evaluation, grid.send_and_receive(messages, timeout=self.plan.timeout_seconds))
 
     def evaluate(self, grid: Grid, round: int) -> Evaluated | None:
         """The model as it stands, measured at the server or on the clients."""
@@ -297,7 +273,8 @@ class FederatedEmbedding(Strategy):
         everybody = np.arange(len(self.nodes.sizes), dtype=np.int64)
         sent = self._messages("evaluate", self.finished_rounds + 1, self.model(), everybody, fine_tune=True)
         messages = [message for message, _ in sent]
-        return self._evaluated(grid.send_and_receive(messages, timeout=self.plan.timeout_seconds))
+        replies = grid.send_and_receive(messages, timeout=self.plan.timeout_seconds)
+        return evaluated_of(self.plan.evaluation, replies)
 
     def _tell_nodes(self, grid: Grid, action: str, round: int) -> None:
         config = ConfigRecord(
@@ -370,20 +347,6 @@ class FederatedEmbedding(Strategy):
 def _record(metrics: Mapping[str, float]) -> MetricRecord:
     plain: dict[str, int | float | list[int] | list[float]] = {**metrics}
     return MetricRecord(plain)
-
-
-def _refuse_error(reply: Message, what: str) -> None:
-    """Raises RunError if the node could not do it."""
-    if reply.has_error():
-        lines = (reply.error.reason or "no reason given").strip().splitlines()
-        raise RunError(f"node {reply.metadata.src_node_id} could not {what}: {lines[-1]}")
-
-
-def _sums(reply: Message) -> dict[str, Int64]:
-    """What a node's clients added up."""
-    record = reply.content["sums"]
-    assert isinstance(record, ArrayRecord)
-    return {name: count.numpy() for name, count in unpack(record).items()}
 
 
 def _in_order(parts: list[Updates]) -> list[Updates]:

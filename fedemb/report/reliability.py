@@ -13,6 +13,7 @@ from fedemb.report.contents import spoken
 
 Curves = Mapping[str, Mapping[str, Any]]
 _PER_ROW = 3
+_TICKS = (0, 0.25, 0.5, 0.75, 1)
 _MAP_COLOURS = {BEFORE: INK, **dict(zip(MAPS, COLOURS, strict=False))}
 
 
@@ -43,6 +44,8 @@ def draw_reliability(curves: Curves, path: Path) -> bool:
             )
         panel.set_title(spoken(model), loc="left", fontsize=10.5, color=INK, parse_math=False)
         panel.set_xlabel("probability", color=MUTED, fontsize=9)
+        panel.set_xticks(_TICKS)
+        panel.set_yticks(_TICKS)
         if number % _PER_ROW == 1 or columns == 1:
             panel.set_ylabel("share of records where it is so", color=MUTED, fontsize=9)
         if number == 1:
