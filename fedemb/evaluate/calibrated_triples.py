@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from fedemb.errors import RunError
@@ -22,21 +23,20 @@ from fedemb.evaluate.confidence import (
     judged_sums,
 )
 from fedemb.evaluate.spread import overall
-from fedemb.evaluate.triples import LinkPrediction
-from fedemb.types import Dataset, Evaluated, Int64, LinkPredictor
-
-VALIDATION = ("validation", "validation_negatives")
-TEST = ("test", "test_negatives")
+from fedemb.evaluate.triples import Labelled, LinkPrediction
+from fedemb.types import Dataset, Evaluated, Float, Int64, LinkPredictor
 
 
 @dataclass(frozen=True)
 class CalibratedTriples:
     """What ``LinkPrediction`` measures, and whether the probabilities that triples are true can be trusted.
 
-    A triple's score, asked for its tail, is taken for the log odds that it is true. Maps are fitted on the labelled
-    triples of ``validation`` and measured on those of ``test``; no argument names another split. Over all labelled
-    triples: ``ece``, ``nll`` and ``brier``, and ``ece_temperature``... after each map. Per client: ``ece`` of its
-    triples by themselves, before and after, and the ``temperature`` that it was given.
+    A triple's score, asked for its tail, is taken for the log odds that it is true. Before a map, each client takes off
+    the threshold of the triple's relation that ``accuracy`` goes by, which it found on its own validation triples and
+    tells nobody: scores of different relations are on no common scale. Maps are fitted on the labelled triples of
+    ``validation`` and measured on those of ``test``; no argument names another split. Over all labelled triples:
+    ``ece``, ``nll`` and ``brier`` of the plain scores, and ``ece_temperature``... after each map. Per client: ``ece``
+    of its triples by themselves, before and after, and the ``temperature`` that it was given.
 
     Attributes:
         task: What scores.
@@ -52,12 +52,11 @@ class CalibratedTriples:
     wanted: Calibration
 
     def __post_init__(self) -> None:
-        held_out = self.dataset.held_out
-        check_apart(
-            [held_out[name] for name in VALIDATION],
-            [held_out[name] for name in TEST],
-            ("head", "relation", "tail"),
+        validation, test = (
+            [self.dataset.held_out[name] for name in (split, f"{split}_negatives")]
+            for split in ("validation", "test")
         )
+        check_apart(validation, test, ("head", "relation", "tail"))
 
     @property
     def on_clients(self) -> bool:
@@ -76,7 +75,8 @@ class CalibratedTriples:
         self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64
     ) -> dict[str, Int64]:
         """Sums over these clients' labelled validation triples: see ``calibration.fit_sums``."""
-        return fit_sums(self._answers(VALIDATION, tables, personal, clients)[0])
+        known = self.plain.labelled("validation", tables, personal, clients)
+        return fit_sums(_answers(known.score - self._offsets(known, len(clients))[known.group], known.label))
 
     def fitted(self, sums: Mapping[str, Int64]) -> dict[str, Tensor]:
         """The numbers of all maps."""
@@ -87,12 +87,17 @@ class CalibratedTriples:
     ) -> Evaluated:
         """Metrics of these clients; NaN for those without triples. What was fitted stands among ``tables``."""
         plain = self.plain(tables, personal, clients)
-        answers, owner = self._answers(TEST, tables, personal, clients)
-        judged = judge(answers, tables, self.wanted.maps)
-        sums = judged_sums(judged, answers.hit)
+        known, test = (
+            self.plain.labelled(split, tables, personal, clients) for split in ("validation", "test")
+        )
+        whose = test.group // len(self.dataset.vocabularies["relation"])
+        raw = _answers(test.score, test.label)
+        shifted = _answers(test.score - self._offsets(known, len(clients))[test.group], test.label)
+        judged = judge(shifted, tables, self.wanted.maps) | judge(raw, tables, ())
+        sums = judged_sums(judged, raw.hit)
         per_client = {
             **plain.per_client,
-            **judged_per_client(judged, answers.hit, owner, len(clients), self.wanted.bins, tables),
+            **judged_per_client(judged, raw.hit, whose, len(clients), self.wanted.bins, tables),
         }
         metrics = overall(self, per_client, plain.weights, [sums])
         return Evaluated(metrics, per_client, clients, plain.weights, sums)
@@ -101,23 +106,18 @@ class CalibratedTriples:
         """Metrics that follow from sums over clients."""
         return judged_metrics(sums, self.wanted.bins)
 
-    def _answers(
-        self,
-        split: tuple[str, str],
-        tables: Mapping[str, Tensor],
-        personal: Mapping[str, Tensor],
-        clients: Int64,
-    ) -> tuple[Answers, Int64]:
-        """What the model says of labelled triples, those that are true first, and the place of each one's client.
+    def _offsets(self, known: Labelled, num_clients: int) -> Float:
+        """What is taken off the scores of each client's relations ``(clients * relations,)``."""
+        return np.nan_to_num(self.plain.thresholds(known, num_clients))
 
-        Raises:
-            RunError: If a score is no number.
-        """
-        parts = [self.dataset.held_out[name].take(clients) for name in split]
-        scores = [self.plain.tail_scores(part, tables, personal).double().cpu().numpy() for part in parts]
-        truth = np.repeat([1, 0], [part.num_examples for part in parts])
-        try:
-            answers = Answers.true_or_false(np.concatenate(scores), truth)
-        except ValueError as error:
-            raise RunError(str(error)) from error
-        return answers, np.concatenate([part.owners() for part in parts])
+
+def _answers(log_odds: Float, label: npt.NDArray[np.bool_]) -> Answers:
+    """That triples with these log odds are true, or not.
+
+    Raises:
+        RunError: If log odds are no numbers.
+    """
+    try:
+        return Answers.true_or_false(log_odds, label.astype(np.int64))
+    except ValueError as error:
+        raise RunError(str(error)) from error

@@ -19,7 +19,7 @@ from fedemb.evaluate.measure import measured
 from fedemb.evaluate.spread import added, overall
 from fedemb.evaluate.triples import LinkPrediction
 from tests.evaluate.test_calibration import slow_ece
-from tests.evaluate.test_triples import EVERYBODY, Given, given_scores, triples_of
+from tests.evaluate.test_triples import EVERYBODY, Given, given_scores, slow_threshold, triples_of
 from tests.graphs import graph
 
 WANTED = Calibration(MAPS, 0.1, 5, True)
@@ -38,16 +38,29 @@ def informed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return {"score": 3 * tables["score"]}, {"own": 3 * personal["own"]}
 
 
-def labelled(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, labels and clients."""
+def labelled(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, labels, clients and relations."""
     tables, personal = informed()
     found = [
-        (float(tables["score"][0, r, h, t] + personal["own"][client, r, t]), label, client)
+        (float(tables["score"][0, r, h, t] + personal["own"][client, r, t]), label, client, r)
         for name, label in ((split, 1), (f"{split}_negatives", 0))
         for client, h, r, t in triples_of(graph().held_out[name])
     ]
-    scores, labels, clients = (np.array(column) for column in zip(*found, strict=True))
-    return scores, labels, clients
+    scores, labels, clients, relations = (np.array(column) for column in zip(*found, strict=True))
+    return scores, labels, clients, relations
+
+
+def shifted(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores less the threshold of their relation at their client, and labels."""
+    seen, so, who, which = labelled("validation")
+    scores, labels, clients, relations = labelled(split)
+    out = scores.copy()
+    for line in range(len(scores)):
+        own = who == clients[line]
+        alike = own & (which == relations[line])
+        alike = alike if alike.any() else own
+        out[line] -= slow_threshold(seen[alike].tolist(), so[alike].tolist()) if own.any() else 0
+    return out, labels
 
 
 def test_metrics_by_loops() -> None:
@@ -56,15 +69,15 @@ def test_metrics_by_loops() -> None:
     plain = LinkPrediction(Given(), graph())(tables, personal, EVERYBODY)
     assert list(result.metrics)[: len(plain.metrics)] == list(plain.metrics)
     assert {n: result.metrics[n] for n in plain.metrics} == pytest.approx(dict(plain.metrics))
-    scores, labels, clients = labelled("test")
+    scores, labels, clients, _ = labelled("test")
     p = expit(scores)
     assert result.metrics["ece"] == pytest.approx(slow_ece(p, labels, 5), abs=0.02)
     assert result.metrics["brier"] == pytest.approx(((p - labels) ** 2).mean(), abs=1e-6)
     loss = np.logaddexp(0, np.where(labels, -scores, scores))
     assert result.metrics["nll"] == pytest.approx(loss.mean(), abs=1e-6)
-    after = expit(scores / result.metrics["temperature"])
+    after = expit(shifted("test")[0] / result.metrics["temperature"])
     assert result.metrics["brier_temperature"] == pytest.approx(((after - labels) ** 2).mean(), abs=1e-5)
-    seen, so, _ = labelled("validation")
+    seen, so = shifted("validation")
 
     def nll(t: float) -> float:
         return float(np.logaddexp(0, np.where(so, -seen, seen) / t).mean())
