@@ -51,7 +51,7 @@ class CalibratedLabels:
 
     ``coverage`` and ``set_size`` of conformal sets with one threshold for all clients; ``own_coverage`` and
     ``own_set_size`` with that of the client's own validation records, which nobody is told. They are made from the
-    plain probabilities: a map that was fitted on the same records would take their guarantee away.
+    plain probabilities, for their guarantee is that of scores which were not fitted on the same records.
 
     For every uncertainty (``confidence``, that of the plain probabilities; ``temperature``, after that map; those of an
     ``Uncertain`` task): ``aurc_*``, the area under the risk of the answers against their share; ``r_auroc_*``, how well
