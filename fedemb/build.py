@@ -23,6 +23,7 @@ from fedemb.config import digest, explain
 from fedemb.data.known import with_names_of
 from fedemb.errors import DataError, SettingError
 from fedemb.evaluate.choose import evaluation_for, known_when_measured
+from fedemb.evaluate.confidence import Calibration
 from fedemb.gaussian import Gaussian
 from fedemb.model import Run
 from fedemb.server.optimizers import RowOptimizer, Settings
@@ -290,6 +291,28 @@ def rebuild(folder: Path, dataset: Dataset) -> tuple[Task, LocalTraining, int]:
     return task, _training(config.train), int(config.seed)
 
 
+def _evaluation(config: Any, task: Task, dataset: Dataset) -> Evaluation | None:
+    settings: dict[str, Any] = {str(k): v for k, v in config.evaluation.items()}
+    calibrate = settings.pop("calibrate")
+    wanted = {name: settings.pop(name) for name in ("alpha", "bins")}
+    calibration = _checked(
+        "evaluation",
+        Calibration.of,
+        calibrate=OmegaConf.to_container(calibrate) if OmegaConf.is_config(calibrate) else calibrate,
+        **wanted,
+    )
+    found: Evaluation | None = _checked(
+        "evaluation",
+        evaluation_for,
+        task=task,
+        dataset=dataset,
+        seed=int(config.seed),
+        calibration=calibration,
+        **settings,
+    )
+    return found
+
+
 def _build(config: Any) -> Parts:
     device = _device(config.device)  # before data are read, which can take minutes
     dataset = load_data(config)
@@ -348,14 +371,7 @@ def _build(config: Any) -> Parts:
         aggregator_of=aggregator_of,
         want_holders=aggregate.rows in ("heat", "population"),
         optimizer_of=optimizer_of,
-        evaluation=_checked(
-            "evaluation",
-            evaluation_for,
-            task=task,
-            dataset=dataset,
-            seed=int(config.seed),
-            **config.evaluation,
-        ),
+        evaluation=_evaluation(config, task, dataset),
         seed=int(config.seed),
         digest=digest(config),
         device=device,

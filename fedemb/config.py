@@ -119,7 +119,9 @@ def check(config: DictConfig) -> None:
             f"got {config.centralized!r}"
         )
     if not OmegaConf.is_dict(config.evaluation):
-        raise SettingError(f"evaluation must be sampled, got {config.evaluation!r}")
+        raise SettingError(
+            f"evaluation must be sampled, calibrate, alpha and bins, got {config.evaluation!r}"
+        )
     if missing := sorted(key for key in OmegaConf.missing_keys(config) if not key.startswith("hydra.")):
         raise SettingError(f"{missing[0]} must be set, it has no default: {missing[0]}=...")
     for name, low in (("rounds", 1), ("evaluate_every", 0), ("checkpoint_every", 0), ("seed", 0)):

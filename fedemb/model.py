@@ -32,13 +32,16 @@ def save_model(
     specs: tuple[Table, ...],
     vocabularies: Mapping[str, Vocabulary],
     facts: Mapping[str, Any],
+    fitted: Mapping[str, Tensor],
 ) -> None:
     """Writes ``tables.safetensors``, ``dense.safetensors``, a Parquet file of names per entity, and ``model.json``.
 
-    ``facts`` go to ``model.json``.
+    ``facts`` go to ``model.json``, what an evaluation ``fitted`` to the model (``types.Fitted``) to
+    ``fitted.safetensors``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name, tensors in (("tables", tables), ("dense", dense)):
+    (folder / "fitted.safetensors").unlink(missing_ok=True)  # to the model that stood here before
+    for name, tensors in (("tables", tables), ("dense", dense), ("fitted", fitted)):
         if tensors:
             plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             write_atomically(folder / f"{name}.safetensors", partial(save_file, plain))
@@ -125,6 +128,11 @@ class Run:
         dense = self.folder / "model" / "dense.safetensors"
         tables = load_file(self.folder / "model" / "tables.safetensors")
         return tables, load_file(dense) if dense.is_file() else {}
+
+    def fitted(self) -> dict[str, Tensor]:
+        """What an evaluation fitted to the model, such as ``calibration/temperature``; nothing if it fits nothing."""
+        path = self.folder / "model" / "fitted.safetensors"
+        return load_file(path) if path.is_file() else {}
 
     def without_examples(self) -> Dataset:
         """The data that the run was trained on, less all examples: what its task can be built from again.

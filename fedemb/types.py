@@ -295,6 +295,20 @@ class Labeller(Task, Protocol):
 
 
 @runtime_checkable
+class Uncertain(Protocol):
+    """A task that says how much it knows of a record, besides the probabilities of its labels."""
+
+    def uncertainties(self, tables: Mapping[str, Tensor], batch: Batch) -> Mapping[str, Tensor]:
+        """Scores ``(records,)`` by name, higher for what is less to be trusted; always numbers.
+
+        Args:
+            tables: Shared tables, and dense parameters by name.
+            batch: Of its own examples, without what is drawn.
+        """
+        ...
+
+
+@runtime_checkable
 class Temporal(Task, Protocol):
     """A task whose vectors depend on time. Its examples have columns ``time``, ``context`` ``(examples, k)``, what
     stands around them (-1 for nothing), and maybe ``age``, how many days ago that was.
@@ -537,9 +551,34 @@ class Evaluation(Protocol):
 
 @runtime_checkable
 class Pooled(Evaluation, Protocol):
-    """An evaluation with metrics that are no means over clients but follow from counts that clients add up."""
+    """An evaluation with metrics that are no means over clients but follow from counts that clients add up.
+
+    Where a metric per client has the name of such a one, it is that of the client by itself.
+    """
+
+    @property
+    def pooled_first(self) -> bool:
+        """Whether they come before means over clients; curves and sweeps show the first metric of all."""
+        ...
 
     def pooled(self, sums: Mapping[str, Int64]) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Fitted(Evaluation, Protocol):
+    """An evaluation in two exchanges: what clients add up of their validation records decides numbers that the
+    measurement of their test records needs.
+    """
+
+    def fit_sums(
+        self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64
+    ) -> Mapping[str, Int64]:
+        """Sums over these clients; arguments as those of the measurement."""
+        ...
+
+    def fitted(self, sums: Mapping[str, Int64]) -> dict[str, Tensor]:
+        """Numbers by names that are no table's; they stand among ``tables`` when it measures."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -49,24 +49,21 @@ def rows(num_rows: int = 150, num_clients: int = 6) -> list[dict[str, Any]]:
     return found
 
 
-@lru_cache(maxsize=1)
-def gallery_file() -> Path:
+@lru_cache(maxsize=2)
+def gallery_file(label: str = "multi") -> Path:
     """The rows as JSON Lines; the file lasts as long as the process."""
     folder = tempfile.TemporaryDirectory(prefix="fedemb-gallery-")
     atexit.register(folder.cleanup)
     path = Path(folder.name) / "gallery.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    found = rows() if label == "multi" else [{**row, "label": row["label"][0]} for row in rows()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
     return path
 
 
 @lru_cache(maxsize=4)
 def gallery(label: str = "multi") -> Dataset:
     """The records at their clients; with ``category``, the first label of each."""
-    path = gallery_file()
-    if label == "category":
-        path = path.with_name("first.jsonl")
-        path.write_text("".join(json.dumps({**row, "label": row["label"][0]}) + "\n" for row in rows()))
-    return Records(str(path), COMPONENTS, label=label, test_share=0.3).load(Natural(), 0)
+    return Records(str(gallery_file(label)), COMPONENTS, label=label, test_share=0.3).load(Natural(), 0)
 
 
 def with_nobody(data: Dataset) -> Dataset:
@@ -86,8 +83,14 @@ def with_third_empty(shards: Shards) -> Shards:
     return Shards(shards.columns, np.insert(shards.offsets, 2, shards.offsets[2]))
 
 
-def gallery_overrides() -> list[str]:
-    """The settings of a run on the records."""
+def gallery_overrides(label: str = "multi") -> list[str]:
+    """The settings of a run on the records; with ``category``, the first label of each."""
     components = str(COMPONENTS).replace("'", "")
-    path = f"data.path={gallery_file()}"
-    return ["data=records", path, f"data.components={components}", "data.label=multi", "task=compositional"]
+    path = f"data.path={gallery_file(label)}"
+    return [
+        "data=records",
+        path,
+        f"data.components={components}",
+        f"data.label={label}",
+        "task=compositional",
+    ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from fedemb.data.shards import Shards, join
-from fedemb.errors import SettingError
+from fedemb.errors import DataError, SettingError
 from fedemb.evaluate.alarm import chance
+from fedemb.evaluate.calibrated_labels import CalibratedLabels
+from fedemb.evaluate.calibrated_triples import CalibratedTriples
+from fedemb.evaluate.confidence import Calibration
 from fedemb.evaluate.context import ContextPrediction
 from fedemb.evaluate.hierarchy import Reconstruction
 from fedemb.evaluate.labels import LabelPrediction
@@ -31,6 +35,7 @@ from fedemb.types import (
 )
 
 REFERENCES = ("popularity", "popularity_any_time", "recent_popularity", "own_repeats", "item_cosine")
+_log = logging.getLogger("fedemb")
 
 
 def _split(dataset: Dataset) -> str | None:
@@ -38,7 +43,13 @@ def _split(dataset: Dataset) -> str | None:
     return next((name for name in ("test", "validation") if name in dataset.held_out), None)
 
 
-def evaluation_for(task: Task, dataset: Dataset, sampled: int = 0, seed: int = 0) -> Evaluation | None:
+def evaluation_for(
+    task: Task,
+    dataset: Dataset,
+    sampled: int = 0,
+    seed: int = 0,
+    calibration: Calibration | None = None,
+) -> Evaluation | None:
     """Reconstruction and links for a taxonomy, ranking of held-out items, link prediction of triples,
     labels of held-out records, classification of held-out pairs, or nothing.
 
@@ -47,11 +58,15 @@ def evaluation_for(task: Task, dataset: Dataset, sampled: int = 0, seed: int = 0
         dataset: With held-out splits.
         sampled: Where items are ranked, each one also against so many sampled ones; 0: not.
         seed: Of the sample, and of what is removed from records.
+        calibration: Of the labels of records and of labelled triples, where both a validation and a test split are
+            there; None: not.
 
     Raises:
-        SettingError: If there is nothing to sample from.
+        SettingError: If there is nothing to sample from, or to calibrate.
     """
     evaluation = _evaluation(task, dataset, seed)
+    if calibration is not None:
+        evaluation = _calibrated(evaluation, dataset, seed, calibration)
     if not sampled:
         return evaluation
     if not isinstance(evaluation, Ranking):
@@ -93,9 +108,47 @@ def _evaluation(task: Task, dataset: Dataset, seed: int) -> Evaluation | None:
     return None
 
 
+def _calibrated(
+    evaluation: Evaluation | None, dataset: Dataset, seed: int, wanted: Calibration
+) -> Evaluation | None:
+    """The evaluation with calibration, where that is possible: it is fitted on validation, and measured on test."""
+    what = "held-out records with one label each (data=records, data.label=category) or labelled triples"
+    splits: tuple[str, ...] = ()
+    match evaluation:
+        case LabelPrediction() if evaluation.task.label.kind == "category":
+            what, splits = "records", ("validation", "test")
+        case LinkPrediction():
+            what, splits = (
+                "labelled triples",
+                ("validation", "validation_negatives", "test", "test_negatives"),
+            )
+    there = [name for name in splits if name in dataset.held_out and dataset.held_out[name].num_examples]
+    if not splits or len(there) < len(splits):
+        if not wanted.required:
+            return evaluation
+        need = f"{what} in {' and '.join(splits)}" if splits else what
+        has = ", ".join(dataset.held_out) or "nothing"
+        raise SettingError(
+            f"evaluation.calibrate needs {need}, but held out are {has}: set data.validation_share and "
+            f"data.test_share, or evaluation.calibrate=[]; got {list(wanted.maps)}"
+        )
+    try:
+        if isinstance(evaluation, LabelPrediction):
+            return CalibratedLabels(evaluation.task, dataset, seed, wanted)
+        assert isinstance(evaluation, LinkPrediction)
+        return CalibratedTriples(evaluation.task, dataset, wanted)
+    except DataError as error:
+        if wanted.required:
+            raise
+        _log.warning("not calibrated: %s", error)
+        return evaluation
+
+
 def measurable(evaluation: Evaluation, dataset: Dataset) -> Int64:
     """Clients that a model of their own can be measured on: the same ones whoever trained it."""
     match evaluation:
+        case CalibratedLabels() | CalibratedTriples():
+            return measurable(evaluation.plain, dataset)
         case Ranking():
             return np.flatnonzero(evaluation.test.sizes > 0)
         case LinkPrediction():

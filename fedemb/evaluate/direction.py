@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 LOWER_IS_BETTER = frozenset(
-    {"loss", "mean_rank", "perplexity", "nll", "ece", "brier", "rmse", "mae", "mse", "error", "fpr95"}
+    {
+        *("loss", "mean_rank", "perplexity", "nll", "ece", "brier", "rmse", "mae", "mse", "error", "fpr95"),
+        *("aurc", "set_size"),
+    }
 )
+NEITHER = frozenset({"temperature", "coverage", "own_coverage"})  # these very names
 
 
 def lower_is_better(metric: str) -> bool:

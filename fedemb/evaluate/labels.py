@@ -51,6 +51,10 @@ class LabelPrediction:
     def on_clients(self) -> bool:
         return True
 
+    @property
+    def pooled_first(self) -> bool:
+        return True
+
     def __call__(
         self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64
     ) -> Evaluated:
@@ -104,11 +108,9 @@ class LabelPrediction:
         self, tables: Mapping[str, Tensor], shards: Shards, gone: npt.NDArray[np.bool_]
     ) -> npt.NDArray[np.float64]:
         """Log odds ``(records, labels)``."""
-        device = next(iter(tables.values())).device
-        batch = {
-            n: torch.from_numpy(np.array(c)).to(device) for n, c in self.task.examples(shards).columns.items()
-        }
-        batch = without(self.task.components, batch, torch.from_numpy(gone).to(device))
+        batch = examples_of(self.task, tables, shards)
+        gone_here = torch.from_numpy(gone).to(next(iter(tables.values())).device)
+        batch = without(self.task.components, batch, gone_here)
         found = [torch.zeros(0, self.task.label.num_values, dtype=torch.float64)]
         for start in range(0, shards.num_examples, _BLOCK):
             part = {name: column[start : start + _BLOCK] for name, column in batch.items()}
@@ -123,6 +125,13 @@ class LabelPrediction:
         if self.task.label.kind == "multi":
             return np.asarray(np.logaddexp(0, np.where(truth, -scores, scores)).sum(1))
         return np.asarray(np.where(truth, np.logaddexp(0, -scores), 0.0).sum(1))
+
+
+def examples_of(task: Labeller, tables: Mapping[str, Tensor], shards: Shards) -> dict[str, Tensor]:
+    """All of these records as one batch of the task's examples, where its tables are."""
+    device = next(iter(tables.values())).device
+    columns = task.examples(shards).columns
+    return {name: torch.from_numpy(np.array(column)).to(device) for name, column in columns.items()}
 
 
 def removals(components: tuple[Component, ...], keys: Int64, seed: int) -> npt.NDArray[np.float64]:

@@ -61,7 +61,8 @@ def overall(
     means = over_clients(per_client, weights)
     if not sums or not sums[0] or not isinstance(evaluation, Pooled):
         return means
-    return {**evaluation.pooled(added(sums)), **means}
+    pooled = evaluation.pooled(added(sums))
+    return {**pooled, **means, **pooled} if evaluation.pooled_first else {**means, **pooled}
 
 
 def added(sums: Sequence[Mapping[str, Int64]]) -> dict[str, Int64]:

@@ -155,12 +155,19 @@ def _best_thresholds(group: Int64, scores: Float, labels: npt.NDArray[np.bool_],
     return thresholds
 
 
-def _labelled(
-    positive: tuple[Int64, Float], negative: tuple[Int64, Float]
-) -> tuple[Int64, Float, npt.NDArray[np.bool_]]:
-    """Groups, scores and labels of both."""
-    group, value = (np.concatenate(pair) for pair in zip(positive, negative, strict=True))
-    return group, value, np.arange(len(group)) < len(positive[0])
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled triples, those that are true first.
+
+    Attributes:
+        group: ``(triples,)`` client and relation as one number.
+        score: ``(triples,)`` of the tail as the answer to the question for it.
+        label: ``(triples,)`` whether it is true.
+    """
+
+    group: Int64
+    score: Float
+    label: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -306,21 +313,15 @@ class LinkPrediction:
         names = ("validation", "validation_negatives", self.split, f"{self.split}_negatives")
         if any(name not in self.dataset.held_out for name in names):
             return {}
-        scored = [self._scored(self.dataset.held_out[name].take(clients), tables, personal) for name in names]
-        (group, value, label), (test_group, test_value, test_label) = (
-            _labelled(*scored[:2]),
-            _labelled(*scored[2:]),
+        known, test = (
+            self.labelled(split, tables, personal, clients) for split in ("validation", self.split)
         )
-        num_relations = self._num_relations
-        thresholds = _best_thresholds(group, value, label, len(clients) * num_relations)
-        of_client = _best_thresholds(group // num_relations, value, label, len(clients))
-        thresholds = np.where(np.isnan(thresholds), np.repeat(of_client, num_relations), thresholds)
-        known = ~np.isnan(thresholds[test_group])
-        test_group, test_value, test_label = test_group[known], test_value[known], test_label[known]
-        taken = test_value > thresholds[test_group]
-        client = test_group // num_relations
-        hit = np.bincount(client[taken & test_label], minlength=len(clients))
-        wrong = np.bincount(client[taken != test_label], minlength=len(clients))
+        threshold = self.thresholds(known, len(clients))[test.group]
+        there = ~np.isnan(threshold)
+        label, client = test.label[there], test.group[there] // self._num_relations
+        taken = _numbers(test.score[there]) > threshold[there]
+        hit = np.bincount(client[taken & label], minlength=len(clients))
+        wrong = np.bincount(client[taken != label], minlength=len(clients))
         total = np.bincount(client, minlength=len(clients))
         nothing = np.full(len(clients), np.nan)
         return {
@@ -328,12 +329,34 @@ class LinkPrediction:
             "f1": np.divide(2 * hit, 2 * hit + wrong, out=nothing.copy(), where=total > 0),
         }
 
-    def _scored(
-        self, triples: Shards, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor]
-    ) -> tuple[Int64, Float]:
-        """Client and relation of each triple as one number, and its score, asked for the tail; always a number."""
-        questions = Questions.of(triples)
-        tails = questions.select(slice(0, None, 2))
-        scores = self._scores(tails, tables, personal, tails.answer[:, None])[:, 0]
-        scores = scores.nan_to_num_(nan=torch.finfo(scores.dtype).min).double()
-        return tails.client * self._num_relations + tails.relation, scores.cpu().numpy()
+    def labelled(
+        self, split: str, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64
+    ) -> Labelled:
+        """The labelled triples of these clients in a split; arguments as those of the measurement."""
+        parts = [self.dataset.held_out[name].take(clients) for name in (split, f"{split}_negatives")]
+        groups, scores = [], []
+        for part in parts:
+            tails = Questions.of(part).select(slice(0, None, 2))
+            found = self._scores(tails, tables, personal, tails.answer[:, None])[:, 0]
+            scores.append(found.double().cpu().numpy())
+            groups.append(tails.client * self._num_relations + tails.relation)
+        label = np.arange(sum(map(len, groups))) < len(groups[0])
+        return Labelled(np.concatenate(groups), np.concatenate(scores), label)
+
+    def thresholds(self, known: Labelled, num_clients: int) -> Float:
+        """The best threshold of each client's relations ``(clients * relations,)``, from its labelled triples.
+
+        Of all relations there, where that one has no triples; NaN at a client without any.
+        """
+        score, num_relations = _numbers(known.score), self._num_relations
+        found = _best_thresholds(known.group, score, known.label, num_clients * num_relations)
+        of_client = _best_thresholds(known.group // num_relations, score, known.label, num_clients)
+        return np.where(np.isnan(found), np.repeat(of_client, num_relations), found)
+
+
+def _numbers(scores: Float) -> Float:
+    """The scores with numbers of 32 bits in the place of what is none, the lowest one for NaN."""
+    span = np.finfo(np.float32)
+    return np.asarray(
+        np.nan_to_num(scores, nan=float(span.min), posinf=float(span.max), neginf=float(span.min))
+    )

@@ -131,6 +131,16 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
         sums = pack({name: torch.from_numpy(count) for name, count in evaluated.sums.items()}, False)
         return Message(RecordDict({"per_client": record, "sums": sums}), reply_to=message)
 
+    @app.query("fit")
+    def fit(message: Message, context: Context) -> Message:
+        """Sums over the clients named in the message, from which the server fits what the evaluation needs."""
+        host = host_of(context)
+        received = unpack(_arrays(message, "model"))
+        clients = unpack(_arrays(message, "clients"))["clients"].numpy()
+        found = host.fit_sums(received, _personal(host, context), clients)
+        sums = pack({name: torch.from_numpy(count) for name, count in found.items()}, False)
+        return Message(RecordDict({"sums": sums}), reply_to=message)
+
     @app.query("save")
     def save(message: Message, context: Context) -> Message:
         """Writes what only this node knows to its own disk."""

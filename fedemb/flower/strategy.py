@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fedemb.aggregate.check import reject, select
 from fedemb.errors import DataError, RunError
-from fedemb.evaluate.spread import overall
+from fedemb.evaluate.measure import measured
 from fedemb.flower.codec import decode, model_bytes, upload_bytes
+from fedemb.flower.measurements import evaluated_of, fitted_of
 from fedemb.flower.nodes import describe_nodes
 from fedemb.flower.plan import Plan, Tally
 from fedemb.flower.records import pack, unpack
@@ -28,6 +29,7 @@ from fedemb.stages import on_server
 from fedemb.train.rows import concatenate
 from fedemb.types import (
     Evaluated,
+    Fitted,
     Int64,
     MetricsSink,
     StageContext,
@@ -64,6 +66,9 @@ class FederatedEmbedding(Strategy):
         self.tally = Tally()
         self.finished_rounds = first_round - 1
         self.evaluated: Evaluated | None = None
+        self.fitted: dict[
+            str, Tensor
+        ] = {}  # by the last evaluation, to the tables as they stand; empty: nothing
         self.cohort: Int64 = np.zeros(0, dtype=np.int64)
         self._specs = {table.name: table for table in plan.tables}
         self._limits = {table.name: (table.num_rows, table.dim) for table in plan.tables}
@@ -186,6 +191,7 @@ class FederatedEmbedding(Strategy):
         before = self.tally.client_updates
         up, down = self.tally.upload_bytes, self.tally.download_bytes
         self._loss = self._examples = 0.0
+        self.fitted = {}
         cohort = self.plan.sampler(self.plan.seed, round, self.eligible)
         waves = max(1, -(-len(cohort) // self.plan.clients_per_wave))
         reasons: dict[int, str] = {}
@@ -231,33 +237,20 @@ class FederatedEmbedding(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Means over clients of what the replies say per client."""
-        evaluated = self._evaluated(replies)
+        evaluated = evaluated_of(self.plan.evaluation, replies)
         if evaluated is None:
             return None
         self.evaluated = evaluated
         return _record(evaluated.metrics)
 
-    def _evaluated(self, replies: Iterable[Message]) -> Evaluated | None:
-        parts, sums = [], []
-        for reply in replies:
-            if reply.has_error():
-                lines = (reply.error.reason or "no reason given").strip().splitlines()
-                raise RunError(f"node {reply.metadata.src_node_id} could not evaluate: {lines[-1]}")
-            record = reply.content["per_client"]
-            assert isinstance(record, ArrayRecord)
-            parts.append(unpack(record))
-            added_up = reply.content["sums"]
-            assert isinstance(added_up, ArrayRecord)
-            sums.append({name: count.numpy() for name, count in unpack(added_up).items()})
-        if not parts:
-            return None
-        whole = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-        order = np.argsort(whole["clients"])
-        whole = {name: values[order] for name, values in whole.items()}
-        per_client = {n.removeprefix("metric/"): v for n, v in whole.items() if n.startswith("metric/")}
-        weights = whole.get("weights")
-        metrics = overall(self.plan.evaluation, per_client, weights, sums)
-        return Evaluated(metrics, per_client, whole["clients"], weights)
+    def _fit(self, grid: Grid, round: int) -> dict[str, Tensor]:
+        """What the evaluation needs to fit, from sums of the clients' own validation data."""
+        evaluation = self.plan.evaluation
+        if not isinstance(evaluation, Fitted):
+            return {}
+        everybody = np.arange(len(self.nodes.sizes), dtype=np.int64)
+        messages = [message for message, _ in self._messages("query.fit", round, self.model(), everybody)]
+        return fitted_of(evaluation, grid.send_and_receive(messages, timeout=self.plan.timeout_seconds))
 
     def evaluate(self, grid: Grid, round: int) -> Evaluated | None:
         """The model as it stands, measured at the server or on the clients."""
@@ -265,9 +258,11 @@ class FederatedEmbedding(Strategy):
             return None
         everybody = np.arange(len(self.nodes.sizes), dtype=np.int64)
         if not self.plan.evaluation.on_clients:
-            self.evaluated = self.plan.evaluation({**self.tables, **self.dense}, {}, everybody)
+            self.evaluated = measured(self.plan.evaluation, {**self.tables, **self.dense}, {}, everybody)
         else:
-            messages = list(self.configure_evaluate(round, self.model(), ConfigRecord(), grid))
+            self.fitted = self._fit(grid, round)
+            arrays = pack({**self.tables, **self.dense, **self.fitted}, self.plan.by_reference)
+            messages = list(self.configure_evaluate(round, arrays, ConfigRecord(), grid))
             self.aggregate_evaluate(round, grid.send_and_receive(messages, timeout=self.plan.timeout_seconds))
         return self.evaluated
 
@@ -278,7 +273,8 @@ class FederatedEmbedding(Strategy):
         everybody = np.arange(len(self.nodes.sizes), dtype=np.int64)
         sent = self._messages("evaluate", self.finished_rounds + 1, self.model(), everybody, fine_tune=True)
         messages = [message for message, _ in sent]
-        return self._evaluated(grid.send_and_receive(messages, timeout=self.plan.timeout_seconds))
+        replies = grid.send_and_receive(messages, timeout=self.plan.timeout_seconds)
+        return evaluated_of(self.plan.evaluation, replies)
 
     def _tell_nodes(self, grid: Grid, action: str, round: int) -> None:
         config = ConfigRecord(

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedemb.evaluate.direction import lower_is_better
+from fedemb.evaluate.calibration import MAPS
+from fedemb.evaluate.direction import NEITHER, lower_is_better
 from fedemb.report.format import NOTHING, duration, number, size
 
 FEDERATED = "federated"
+# Metrics of which there is one for each map of probabilities, or for each uncertainty.
+_OF_MAPS, _OF_UNCERTAINTIES = ("ece", "nll", "brier"), ("aurc", "r_auroc", "ood_auroc")
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,13 @@ class Sheet:
 
 
 def results(summary: Mapping[str, Any]) -> Sheet | None:
-    """Metrics of the federated model and of what it stands beside; None where nothing was measured."""
-    models = {FEDERATED: summary.get("metrics") or {}, **(summary.get("baselines") or {})}
-    models = {name: metrics for name, metrics in models.items() if metrics}
+    """Metrics of the federated model and of what it stands beside; None where nothing was measured.
+
+    Those that ``calibration`` shows are left out.
+    """
+    models = _models(summary)
     names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
+    names = [name for name in names if _variant(name) is None]
     if not names:
         return None
     best = {name: _best([metrics.get(name) for metrics in models.values()], name) for name in names}
@@ -48,12 +54,65 @@ def results(summary: Mapping[str, Any]) -> Sheet | None:
     return Sheet(("", *map(with_arrow, names)), rows)
 
 
+def _models(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    models = {FEDERATED: summary.get("metrics") or {}, **(summary.get("baselines") or {})}
+    return {name: metrics for name, metrics in models.items() if metrics}
+
+
+def _variant(metric: str) -> tuple[str, str] | None:
+    """The metric and the map or uncertainty that it is of; None for any other.
+
+    >>> _variant("ece"), _variant("nll_platt"), _variant("r_auroc_shift"), _variant("ece_of_something")
+    (('ece', 'before'), ('nll', 'platt'), ('r_auroc', 'shift'), None)
+    """
+    for name in _OF_MAPS:
+        after = metric.removeprefix(f"{name}_")
+        if metric == name or (after != metric and after in MAPS):
+            return name, "before" if metric == name else after
+    for name in _OF_UNCERTAINTIES:
+        if metric.startswith(f"{name}_"):
+            return name, metric.removeprefix(f"{name}_")
+    return None
+
+
+def calibration(summary: Mapping[str, Any]) -> list[Sheet]:
+    """How true probabilities are before and after each map, and what each uncertainty is worth.
+
+    ``best`` is the best map or uncertainty of a model.
+    """
+    models = _models(summary)
+    sheets = []
+    for title, metrics in (("probabilities", _OF_MAPS), ("uncertainty", _OF_UNCERTAINTIES)):
+        found: dict[tuple[str, str], dict[str, float | None]] = {}
+        for model, values in models.items():
+            for name, value in values.items():
+                metric, kind = _variant(name) or ("", "")
+                if metric in metrics:
+                    found.setdefault((metric, model), {})[kind] = value
+        kinds = list(dict.fromkeys(kind for row in found.values() for kind in row))
+        rows = []
+        for metric, model in sorted(found, key=lambda key: metrics.index(key[0])):
+            row = found[metric, model]
+            best = _best([row.get(kind) for kind in kinds], metric)
+            rows.append(
+                (
+                    f"{with_arrow(metric)}, {spoken(model)}",
+                    tuple(_cell(row.get(kind), best) for kind in kinds),
+                )
+            )
+        if rows:
+            sheets.append(Sheet((title, *kinds), tuple(rows)))
+    return sheets
+
+
 def spreads(summary: Mapping[str, Any]) -> Sheet | None:
     """Mean, standard deviation and worst decile over clients; None where nothing was measured per client."""
     models = {FEDERATED: summary.get("per_client") or {}, **(summary.get("baselines_per_client") or {})}
     names = list(dict.fromkeys(name for metrics in models.values() for name in metrics))
     rows = []
     for name in names:
+        if name not in _OF_MAPS and _variant(name):  # one line for each map would drown the rest
+            continue
         of_models = {model: metrics[name] for model, metrics in models.items() if name in metrics}
         means = _best([values["mean"] for values in of_models.values()], name)
         worst = _best([values["worst_decile"] for values in of_models.values()], name)
@@ -113,9 +172,9 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
 
 
 def _best(values: Sequence[float | None], metric: str) -> float | None:
-    """The best of several values; None where there is nothing to compare."""
+    """The best of several values; None where there is nothing to compare, or none is better than another."""
     known = [value for value in values if value is not None]
-    if len(known) < 2:
+    if len(known) < 2 or metric in NEITHER:
         return None
     return min(known) if lower_is_better(metric) else max(known)
 
@@ -132,7 +191,9 @@ def spoken(model: str) -> str:
 def with_arrow(metric: str) -> str:
     """A metric's name, and which way it is better.
 
-    >>> with_arrow("map"), with_arrow("mean_rank")
-    ('map ↑', 'mean_rank ↓')
+    >>> with_arrow("map"), with_arrow("mean_rank"), with_arrow("temperature")
+    ('map ↑', 'mean_rank ↓', 'temperature')
     """
+    if metric in NEITHER:
+        return metric
     return f"{metric} {'↓' if lower_is_better(metric) else '↑'}"

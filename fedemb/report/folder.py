@@ -20,6 +20,7 @@ from fedemb.report.metrics_log import read_metrics
 from fedemb.report.phases import phase_colours
 from fedemb.report.plots import convergence
 from fedemb.report.projection import to_disk
+from fedemb.report.reliability import draw_reliability, draw_risk
 from fedemb.report.removal import draw_removal, removal_curves, removal_sheet
 from fedemb.types import Dataset, Evaluated, Table
 
@@ -38,7 +39,8 @@ def draw(
 ) -> None:
     """Writes ``convergence.png``, ``clients.png`` where clients were measured, ``disk.png`` for a hyperbolic
     taxonomy that can be drawn, ``drift.png``, ``neighbours.csv`` and ``moved.csv`` where rows moved through time,
-    ``removal.png`` where parts of records were removed, and ``report.html``.
+    ``removal.png`` where parts of records were removed, ``reliability.png`` where probabilities were calibrated,
+    ``risk.png`` where there are uncertainties, and ``report.html``.
 
     Pictures that an earlier part of the run left go.
 
@@ -52,7 +54,10 @@ def draw(
         config: The composed configuration as YAML.
         drift: How rows of the main table moved through time.
     """
-    plots = [folder / f"{name}.png" for name in ("convergence", "clients", "disk", "drift", "removal")]
+    plots = [
+        folder / f"{name}.png"
+        for name in ("convergence", "clients", "disk", "drift", "removal", "reliability", "risk")
+    ]
     for plot in plots:
         plot.unlink(missing_ok=True)
     metrics = read_metrics(folder)
@@ -84,4 +89,7 @@ def draw(
     if curves:
         draw_removal(curves, colours, plots[4])
         more.append(removal_sheet(curves))
+    found_curves = summary.get("calibration") or {}
+    draw_reliability(found_curves, plots[5])
+    draw_risk(found_curves, colours, plots[6])
     write_report(folder, summary, config, plots, more)

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fedemb.report.contents import Sheet, facts, results, spreads
+from fedemb.report.contents import Sheet, calibration, facts, results, spreads
 
 # Nothing but what is in the file may be loaded, whatever a name in it should say.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -48,7 +48,8 @@ def report_page(
         plots: PNG files by what they show.
         more: Further tables, below the pictures.
     """
-    sheets = [_table(sheet) for sheet in (results(summary), spreads(summary)) if sheet]
+    all_sheets = (results(summary), *calibration(summary), spreads(summary))
+    sheets = [_table(sheet) for sheet in all_sheets if sheet]
     figures = [_figure(name, png) for name, png in plots.items()]
     parts = [
         "<!doctype html>",

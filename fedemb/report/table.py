@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedemb.report.contents import Sheet, facts, results, spreads
+from fedemb.report.contents import Sheet, calibration, facts, results, spreads
 
 _PLAIN_WIDTH = 1000  # of output that is no terminal: nothing is wrapped
 
@@ -24,7 +24,7 @@ def results_table(summary: Mapping[str, Any], plain: bool = False) -> Renderable
         summary: As in ``summary.json``.
         plain: Without lines, for output that is no terminal.
     """
-    sheets = [sheet for sheet in (results(summary), spreads(summary)) if sheet]
+    sheets = [sheet for sheet in (results(summary), *calibration(summary), spreads(summary)) if sheet]
     parts: list[RenderableType] = [_laid_out(sheet, plain) for sheet in sheets]
     if lines := facts(summary):
         parts.append(_pairs(lines))

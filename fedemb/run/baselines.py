@@ -13,6 +13,7 @@ from torch import Tensor
 from fedemb.build import Parts
 from fedemb.data.shards import Shards
 from fedemb.evaluate.choose import measurable
+from fedemb.evaluate.measure import measured
 from fedemb.evaluate.spread import added, over_clients
 from fedemb.train.apply import apply_
 from fedemb.train.optimizers import OptimizerMemory
@@ -85,9 +86,8 @@ def centralized(
             "seconds": time.perf_counter() - begin,
         }
         if parts.evaluation and (number == passes or (evaluate_every and number % evaluate_every == 0)):
-            evaluated = parts.evaluation(
-                {**tables, **dense}, rows_of(personal, everybody, parts.seed, tables), everybody
-            )
+            rows = rows_of(personal, everybody, parts.seed, tables)
+            evaluated = measured(parts.evaluation, {**tables, **dense}, rows, everybody)
             line |= evaluated.metrics
         on_round(line)
     return evaluated, tables
@@ -176,7 +176,8 @@ def local_only(parts: Parts, training: LocalTraining, rounds: int, on_round: Met
         return None
     together = joined(results, eligible, data.num_clients)
     if sums[0] and isinstance(parts.evaluation, Pooled):
-        together = replace(together, metrics={**together.metrics, **parts.evaluation.pooled(sums[0])})
+        pooled = parts.evaluation.pooled(sums[0])
+        together = replace(together, metrics={**together.metrics, **pooled}, sums=sums[0])
     return together
 
 
@@ -215,9 +216,8 @@ def _alone(
             for name, table in tables.items()
         }
         alone = np.array([client])
-        out.append(
-            parts.evaluation({**own_tables, **dense}, rows_of(personal, alone, parts.seed, own_tables), alone)
-        )
+        own_rows = rows_of(personal, alone, parts.seed, own_tables)
+        out.append(measured(parts.evaluation, {**own_tables, **dense}, own_rows, alone))
     return out
 
 

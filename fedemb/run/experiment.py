@@ -23,6 +23,7 @@ from fedemb.config import compose_config
 from fedemb.errors import SettingError
 from fedemb.evaluate.alarm import leak_alarm
 from fedemb.evaluate.choose import REFERENCES, reference_ranking, unknowing_rankings
+from fedemb.evaluate.confidence import curves
 from fedemb.evaluate.direction import lower_is_better
 from fedemb.evaluate.drift import Drift, drift_of
 from fedemb.evaluate.leaks import walk_batches
@@ -316,6 +317,10 @@ def finish(
         extra["rejected"] = dict(tally.rejected)
     if trained.interrupted:
         extra["interrupted"] = True
+    measured = {"federated": trained.evaluated, **baselines} if trained.evaluated else dict(baselines)
+    found = {name: curves(result.sums, config.evaluation.bins) for name, result in measured.items()}
+    if any(found.values()):
+        extra["calibration"] = {name: of_model for name, of_model in found.items() if of_model}
     if alarm := _alarm(parts, baselines.get("local_only")):
         extra["leak_alarm"] = alarm
         _log.warning(alarm)
@@ -334,10 +339,10 @@ def finish(
             "span": parts.dataset.span,
             **({"slices": parts.task.slices.tolist()} if isinstance(parts.task, Temporal) else {}),
         },
+        trained.fitted,
     )
     text = json.dumps(summary, indent=2)
     write_atomically(folder / "summary.json", lambda path: path.write_text(text))
-    measured = {"federated": trained.evaluated, **baselines} if trained.evaluated else dict(baselines)
     text, drift = OmegaConf.to_yaml(config), _drift(parts, trained)
     draw(folder, summary, parts.dataset, parts.shared, trained.tables, measured, text, drift)
     return summary

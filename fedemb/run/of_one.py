@@ -13,6 +13,7 @@ from fedemb.aggregate.plain import Plain
 from fedemb.build import Parts
 from fedemb.data.shards import Shards
 from fedemb.evaluate.choose import measurable
+from fedemb.evaluate.measure import measured
 from fedemb.evaluate.spread import added
 from fedemb.gaussian import Gaussian
 from fedemb.run.baselines import joined, participations, scaled
@@ -63,7 +64,7 @@ def centralized_posterior(
         line |= {"loss": now.loss, "seconds": now.seconds}
         due = now.number == passes or (evaluate_every and now.number % evaluate_every == 0)
         if parts.evaluation and due:
-            evaluated = parts.evaluation({**now.tables, **now.dense}, {}, everybody)
+            evaluated = measured(parts.evaluation, {**now.tables, **now.dense}, {}, everybody)
             line |= evaluated.metrics
         on_round(line)
     return evaluated
@@ -83,7 +84,7 @@ def local_only_posterior(
             parts, training, parts.task.examples(parts.dataset.train.take(alone)), alone, passes
         ):
             if now.number == passes:
-                results.append(parts.evaluation({**now.tables, **now.dense}, {}, alone))
+                results.append(measured(parts.evaluation, {**now.tables, **now.dense}, {}, alone))
         line = {"phase": "local_only", "round": place + 1, "rounds": len(eligible)}
         on_round({**line, "seconds": time.perf_counter() - begin})
     if not results:
@@ -91,5 +92,6 @@ def local_only_posterior(
     together = joined(results, eligible, parts.dataset.train.num_clients)
     if results[0].sums and isinstance(parts.evaluation, Pooled):
         sums = added([result.sums for result in results])
-        together = replace(together, metrics={**together.metrics, **parts.evaluation.pooled(sums)})
+        pooled = parts.evaluation.pooled(sums)
+        together = replace(together, metrics={**together.metrics, **pooled}, sums=sums)
     return together

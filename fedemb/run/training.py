@@ -37,6 +37,7 @@ class Trained:
         dense: Dense parameters.
         tally: Running counts.
         evaluated: The last measurement.
+        fitted: What it fitted to the model as it stands.
         fine_tuned: Measurement of clients' own copies, where the run asks for it.
         finished_rounds: Rounds that are done.
         interrupted: Whether Ctrl-C or SIGTERM ended it.
@@ -46,6 +47,7 @@ class Trained:
     dense: dict[str, Tensor]
     tally: Tally = field(default_factory=Tally)
     evaluated: Evaluated | None = None
+    fitted: dict[str, Tensor] = field(default_factory=dict)
     fine_tuned: Evaluated | None = None
     finished_rounds: int = 0
     interrupted: bool = False
@@ -142,6 +144,7 @@ def train_on(
             trained.fine_tuned = strategy.evaluate_fine_tuned(grid)
     finally:
         trained.finished_rounds, trained.evaluated = strategy.finished_rounds, strategy.evaluated
+        trained.fitted = strategy.fitted
 
 
 def train_with_runner(

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedemb.atomic import write_atomically
 from fedemb.data.shards import Shards
 from fedemb.errors import RunError
+from fedemb.evaluate.measure import measured
 from fedemb.evaluate.spread import added, overall
 from fedemb.stages import on_clients
 from fedemb.train.apply import apply_
@@ -23,7 +24,7 @@ from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, rows_of
 from fedemb.train.reconstruct import train_clients
 from fedemb.train.rows import RECONSTRUCTED, LocalTraining, concatenate
-from fedemb.types import Evaluated, Evaluation, Int64, Stage, StageContext, Table, Task, Updates
+from fedemb.types import Evaluated, Evaluation, Fitted, Int64, Stage, StageContext, Table, Task, Updates
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,18 @@ class Host:
         )
         return concatenate([on_clients(self.stages, part, context) for part in parts])
 
+    def fit_sums(
+        self, tables: Mapping[str, Tensor], personal: Mapping[str, PersonalRows], clients: Int64
+    ) -> Mapping[str, Int64]:
+        """What these clients add up so that the evaluation can fit what it needs; nothing if that needs nothing."""
+        if not isinstance(self.evaluation, Fitted):
+            return {}
+        return self.evaluation.fit_sums(tables, rows_of(personal, clients, self.seed, tables), clients)
+
     def evaluate(
         self, tables: Mapping[str, Tensor], personal: Mapping[str, PersonalRows], clients: Int64
     ) -> Evaluated:
-        """The model measured on these clients' own data; ``tables`` with dense parameters."""
+        """The model measured on these clients' own data; ``tables`` with dense parameters and what was fitted."""
         if self.evaluation is None:
             return Evaluated({}, {}, clients)
         return self.evaluation(tables, rows_of(personal, clients, self.seed, tables), clients)
@@ -127,7 +136,7 @@ class Host:
         parts = train_clients(self.task, copies, copies, rows, shard, client, training, self.seed, round, own)
         for updates in list(parts):
             apply_(self.task.tables, copies, copies, updates)
-        return self.evaluation(copies, rows_of(rows, client, self.seed, copies), client)
+        return measured(self.evaluation, copies, rows_of(rows, client, self.seed, copies), client)
 
     def holders(self) -> dict[str, Tensor]:
         """How many hosted clients hold each row of each shared table in their examples: ``(num_rows,)``."""

@@ -23,7 +23,7 @@ from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, rows_of
 from fedemb.train.phases import ALL, QUERY, SUPPORT, Phase
 from fedemb.train.rows import ORIGIN, RECONSTRUCTED, LocalTraining, train_cohort
-from fedemb.types import Evaluated, Evaluation, Int64, Task, Updates
+from fedemb.types import Evaluated, Evaluation, Fitted, Int64, Task, Updates
 
 MEASURING = 0  # the round whose draws a client uses while it is measured; training begins with 1
 
@@ -122,6 +122,22 @@ class Reconstructing:
         self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64
     ) -> Evaluated:
         """The inner evaluation with rows found now; ``personal`` is not asked, ``clients`` ascend."""
+        return self.inner(tables, self._rows(tables, clients), clients)
+
+    def fit_sums(
+        self, tables: Mapping[str, Tensor], personal: Mapping[str, Tensor], clients: Int64
+    ) -> Mapping[str, Int64]:
+        """Those of the inner evaluation with rows found now; none if it fits nothing."""
+        if not isinstance(self.inner, Fitted):
+            return {}
+        return self.inner.fit_sums(tables, self._rows(tables, clients), clients)
+
+    def fitted(self, sums: Mapping[str, Int64]) -> dict[str, Tensor]:
+        """What the inner evaluation fits."""
+        return self.inner.fitted(sums) if isinstance(self.inner, Fitted) else {}
+
+    def _rows(self, tables: Mapping[str, Tensor], clients: Int64) -> dict[str, Tensor]:
+        """Personal rows of these clients, by name."""
         dense = {part.name: tables[part.name] for part in self.task.dense}
         shared = {table.name: tables[table.name] for table in self.task.tables if table.shared}
         own = reconstruct(
@@ -134,4 +150,4 @@ class Reconstructing:
             self.seed,
             MEASURING,
         )
-        return self.inner(tables, rows_of(own, clients, self.seed, tables), clients)
+        return rows_of(own, clients, self.seed, tables)

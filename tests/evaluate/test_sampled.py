@@ -104,7 +104,7 @@ def test_what_cannot_be_sampled_is_refused() -> None:
         ([*SMALL, "+evaluation.foo=1"], "evaluation.foo is not a setting"),
         ([*SMALL, "data.held_out=0", "evaluation.sampled=9"], "must be 0 where no held-out items are ranked"),
         (["evaluation.sampled=9"], "must be 0 where no held-out items are ranked, got 9"),
-        ([*SMALL, "evaluation=3"], "evaluation must be sampled, got 3"),
+        ([*SMALL, "evaluation=3"], "evaluation must be sampled, calibrate, alpha and bins, got 3"),
     ):  # fmt: skip
         with pytest.raises(SettingError, match=message):
             build(compose_config(overrides))

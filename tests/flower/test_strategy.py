@@ -54,6 +54,10 @@ CASES = {
     "compositional": [
         *gallery_overrides(), "task.dim=8", "task.hidden=4", "cohort=uniform", "cohort.size=3", "rounds=3",
     ],
+    "calibrated": [
+        *gallery_overrides("category"), "task.dim=8", "task.hidden=4", "cohort=uniform", "cohort.size=3", "rounds=3",
+        "data.validation_share=0.3", "data.test_share=0.3",
+    ],
     "knowledge-graph": [
         "data=triples", f"data.path={graph_files()}", "partition=natural", "task=knowledge_graph", "task.dim=8",
         "task.relations=personal", "task.init_scale=0.5", "train.learning_rate=1.0", "cohort=uniform", "cohort.size=3",
@@ -76,6 +80,9 @@ def close(first: Trained, second: Trained, tolerance: float = 1e-6) -> None:
         assert float(error) <= tolerance, name
     assert first.tally.upload_bytes == second.tally.upload_bytes
     assert first.tally.client_updates == second.tally.client_updates
+    assert first.fitted.keys() == second.fitted.keys()
+    for name, numbers in first.fitted.items():
+        torch.testing.assert_close(numbers, second.fitted[name], rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -94,7 +101,15 @@ def test_nodes_waves_and_chunks_do_not_change_results(case: str, change: str, tm
 
 @pytest.mark.parametrize(
     "case",
-    ["hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic-means", "compositional"],
+    [
+        "hierarchical",
+        "factorization",
+        "reconstructed",
+        "knowledge-graph",
+        "dynamic-means",
+        "compositional",
+        "calibrated",
+    ],
 )
 def test_by_value_equals_by_reference(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = run(CASES[case], tmp_path)
@@ -205,6 +220,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
         "knowledge-graph",
         "dynamic-means",
         "compositional",
+        "calibrated",
     ):
         folder = tmp_path / case
         base = [*CASES[case], "server.optimizer=yogi", "checkpoint_every=2"]

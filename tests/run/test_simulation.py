@@ -26,7 +26,16 @@ def test_a_path_that_ray_cannot_start_from_is_refused(monkeypatch: pytest.Monkey
 )
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "case", ["hierarchical", "factorization", "reconstructed", "knowledge-graph", "dynamic", "compositional"]
+    "case",
+    [
+        "hierarchical",
+        "factorization",
+        "reconstructed",
+        "knowledge-graph",
+        "dynamic",
+        "compositional",
+        "calibrated",
+    ],
 )
 def test_simulation_equals_in_process(case: str, tmp_path: Path) -> None:
     one = run(CASES[case], tmp_path)
