@@ -36,10 +36,12 @@ def fit_sums(answers: Answers) -> dict[str, Int64]:
     of ``INVERSE_TEMPERATURES``.
     """
     true = answers.log_p[np.arange(len(answers)), answers.truth]
-    slopes = [
-        fixed((np.exp(answers.sharpened(inverse).log_p) * answers.log_p).sum(1) - true).sum()
-        for inverse in INVERSE_TEMPERATURES
-    ]
+    below = answers.log_p - answers.log_p.max(axis=1, keepdims=True)
+    slopes = []
+    for inverse in INVERSE_TEMPERATURES:
+        shares = np.exp(below * inverse)
+        expected = np.einsum("nk,nk->n", shares, answers.log_p) / shares.sum(1)
+        slopes.append(fixed(expected - true).sum())
     return {"counts": counted(answers.log_odds, answers.hit), "slopes": np.array(slopes, dtype=np.int64)}
 
 
