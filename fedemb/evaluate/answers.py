@@ -89,7 +89,7 @@ class Answers:
         Args:
             log_odds: ``(records,)``.
 
-        Reference: Brier, "Verification of Forecasts Expressed in Terms of Probability", 1950, eq. (2).
+        Reference: Brier, "Verification of Forecasts Expressed in Terms of Probability", 1950.
         """
         hit, before = self.hit, self.log_odds
         left = log_expit(-log_odds) - log_expit(-before)  # log of the factor of all other probabilities

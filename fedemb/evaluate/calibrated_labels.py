@@ -70,7 +70,7 @@ class CalibratedLabels:
         DataError: If a record stands in both splits, or has no label.
 
     Reference: Kirchhof et al., "URL: A Representation Learning Benchmark for Transferable Uncertainty Estimates",
-    NeurIPS 2023, section 3.1 (R-AUROC).
+    NeurIPS 2023 (R-AUROC).
     """
 
     task: Labeller

@@ -137,7 +137,7 @@ def fit_isotonic(counts: Int64) -> Float:
     Bins without records lie on the line between their neighbours.
 
     Reference: Zadrozny, Elkan, "Transforming Classifier Scores into Accurate Multiclass Probability Estimates", KDD
-    2002, section 3 (pair-adjacent violators).
+    2002 (pair-adjacent violators).
     """
     sizes = counts.sum(0)
     there = np.flatnonzero(sizes)
@@ -154,7 +154,7 @@ def fit_histogram(counts: Int64, num_groups: int) -> Float:
     Bins without records belong to the group below.
 
     Reference: Zadrozny, Elkan, "Obtaining Calibrated Probability Estimates from Decision Trees and Naive Bayesian
-    Classifiers", ICML 2001, section 3.
+    Classifiers", ICML 2001.
     """
     sizes = counts.sum(0)
     there = np.flatnonzero(sizes)

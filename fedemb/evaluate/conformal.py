@@ -5,7 +5,7 @@ on validation records: what does not conform, 1 - p(true label), falls as they r
 
 Reference: Papadopoulos et al., "Inductive Confidence Machines for Regression", 2002; Sadinle, Lei, Wasserman, "Least
 Ambiguous Set-Valued Classifiers with Bounded Error Levels", 2019; Angelopoulos, Bates, "A Gentle Introduction to
-Conformal Prediction", 2022, section 1.
+Conformal Prediction and Distribution-Free Uncertainty Quantification", 2021, section 1.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def auroc(counts: Int64) -> float:
     Args:
         counts: ``(2, bins)`` of negatives and positives by score, lowest first.
 
-    Reference: Hanley, McNeil, "The Meaning and Use of the Area under a ROC Curve", 1982.
+    Reference: Hanley, McNeil, "The Meaning and Use of the Area under a Receiver Operating Characteristic Curve", 1982.
 
     >>> auroc(np.array([[1, 1, 0], [0, 1, 1]]))
     0.875

@@ -310,6 +310,9 @@ def test_a_run_keeps_what_it_fitted(tmp_path: Path) -> None:
     again = parts.evaluation({**tables, **dense, **fitted}, {}, everybody)
     for name, value in again.metrics.items():
         assert run.summary["metrics"][name] == pytest.approx(value, rel=1e-6)
+    assert set(run.summary["calibration"]) == {"federated", "fine_tuned", "local_only"}
+    assert set(run.summary["calibration"]["federated"]["reliability"]) == {"before", *MAPS}
+    assert all((tmp_path / "run" / f"{name}.png").is_file() for name in ("reliability", "risk"))
     for name in ("fine_tuned", "local_only"):
         spread = run.summary["baselines_per_client"][name]["temperature"]
         assert spread["std"] > 0, "each with its own"
