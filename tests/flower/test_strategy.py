@@ -60,11 +60,12 @@ CASES = {
     ],
     "gaussian-labels": [
         *gallery_overrides("category"), "~data.components.height", "task=probabilistic", "task.dim=8", "rounds=3",
-        "cohort=uniform", "cohort.size=3", "aggregate.rows=population", "data.validation_share=0.3", "data.test_share=0.3",
+        "cohort=uniform", "cohort.size=3", "aggregate.rows=population", "data.validation_share=0.3",
+        "data.test_share=0.3",
     ],
     "gaussian-links": [
-        "data=triples", f"data.path={graph_files()}", "partition=natural", "task=probabilistic", "task.dim=8", "rounds=3",
-        "task.prior_precision=2", "task.start=3", "task.scale=1",
+        "data=triples", f"data.path={graph_files()}", "partition=natural", "task=probabilistic", "task.dim=8",
+        "rounds=3", "task.prior_precision=2", "task.start=3", "task.scale=1",
     ],
     "knowledge-graph": [
         "data=triples", f"data.path={graph_files()}", "partition=natural", "task=knowledge_graph", "task.dim=8",
