@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from fedemb.data.cells import show_time
 from fedemb.data.shards import Shards
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import DataError
+from fedemb.gaussian import split
 from fedemb.report.metrics_log import read_metrics
+from fedemb.similarity import similarity
 from fedemb.types import Dataset, Table
 
 
@@ -162,7 +164,7 @@ class Run:
         return [table["name"] for table in self._model["tables"] if table["shared"]]
 
     def table(self, name: str) -> tuple[list[str], npt.NDArray[Any]]:
-        """Names of the rows and the matrix ``(rows, coordinates)`` of a table.
+        """Names of the rows and the matrix ``(rows, coordinates)`` of a table; of Gaussian rows, their means.
 
         A table with rows for each slice of time has the names ``entity@2011-03-01``: the day that the slice begins.
 
@@ -176,7 +178,48 @@ class Run:
         if spec.get("slices", 1) > 1:
             days = [show_time(int(begin))[:10] for begin in self._model["slices"][:-1]]
             ids = [f"{own}@{day}" for own in ids for day in days]
-        return ids, load_file(self.folder / "model" / "tables.safetensors")[name].numpy()
+        matrix = self._matrix(name)
+        return ids, (split(matrix)[0] if spec["manifold"] == "gaussian" else matrix).numpy()
+
+    def precision(self, name: str) -> npt.NDArray[Any]:
+        """Precisions ``(rows, dim)`` of a table's Gaussian rows, beside the means of ``table``.
+
+        Raises:
+            KeyError: If there is no such table, or its rows are none.
+        """
+        return split(self._gaussian(name))[1].numpy()
+
+    def similarity(
+        self, name: str, first: Sequence[str], second: Sequence[str], level: float = 0.9
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """Expected cosines ``(pairs,)`` of Gaussian rows, and the ends of the intervals that hold them.
+
+        Args:
+            name: Of the table.
+            first, second: Names of the rows of each pair.
+            level: Probability that an interval holds the cosine.
+
+        Raises:
+            KeyError: If there is no such table or row, or its rows are not Gaussian.
+            ValueError: If ``level`` is out of range.
+        """
+        matrix, places = self._gaussian(name), {own: at for at, own in enumerate(self.table(name)[0])}
+        for own in (*first, *second):
+            if own not in places:
+                raise KeyError(f"table {name} has no row {own!r}")
+        pairs = [matrix[[places[own] for own in names]] for names in (first, second)]
+        found = similarity(pairs[0], pairs[1], level)
+        return found.value.numpy(), found.low.numpy(), found.high.numpy()
+
+    def _matrix(self, name: str) -> Tensor:
+        return load_file(self.folder / "model" / "tables.safetensors")[name]
+
+    def _gaussian(self, name: str) -> Tensor:
+        gaussian = [t["name"] for t in self._model["tables"] if t["manifold"] == "gaussian"]
+        if name not in gaussian:
+            among = ", ".join(gaussian) or "none of this run"
+            raise KeyError(f"table must have Gaussian rows, which are those of {among}; got {name!r}")
+        return self._matrix(name)
 
 
 def load(folder: str | Path) -> Run:

@@ -22,6 +22,9 @@ class Vectors(BaseModel):
     time: int | None = Field(default=None, description="epoch seconds, where vectors depend on time")
     ids: list[str]
     vectors: list[list[float]]
+    precisions: list[list[float]] | None = Field(
+        default=None, description="of Gaussian rows, whose vectors are their means"
+    )
 
 
 class Neighbour(BaseModel):
@@ -29,6 +32,10 @@ class Neighbour(BaseModel):
 
     id: str
     score: float
+    low: float | None = Field(
+        default=None, description="of Gaussian rows: the cosine is above it with probability 0.95"
+    )
+    high: float | None = Field(default=None, description="likewise, below it")
 
 
 class Neighbours(BaseModel):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedemb.data.cells import NO_TIME
 from fedemb.errors import RunError
+from fedemb.gaussian import Gaussian, split
 from fedemb.report.summary import versions
 from fedemb.serve.answers import (
     AcceptedAnswer,
@@ -36,6 +37,7 @@ from fedemb.serve.gate import App, gate
 from fedemb.serve.queue import KeyReusedError, QueueFullError
 from fedemb.serve.rows import Version, nearest
 from fedemb.serve.service import Service
+from fedemb.similarity import similarity
 from fedemb.types import Table
 
 _SAVE_SECONDS = 60.0
@@ -144,6 +146,9 @@ async def _vectors(
         found = version.tables[table.name].take(rows)
     else:
         found = (await asyncio.to_thread(service.at_time, version, moment))[rows]
+    precisions = None
+    if isinstance(table.manifold, Gaussian):
+        found, precisions = split(found)
     return Vectors(
         table=table.name,
         version=version.number,
@@ -151,6 +156,7 @@ async def _vectors(
         time=moment,
         ids=names,
         vectors=found.tolist(),
+        precisions=None if precisions is None else precisions.tolist(),
     )
 
 
@@ -161,7 +167,16 @@ def _neighbours(
     own = version.tables[table.name].take(torch.tensor([row]))[0] if vectors is None else vectors[row]
     found = nearest(version, table, vectors, own, count + 1)
     names = service.names[table.entity]
-    near = [Neighbour(id=names[at], score=score) for at, score in found if at != row]
+    others = [(at, score) for at, score in found if at != row][:count]
+    near = [Neighbour(id=names[at], score=score) for at, score in others]
+    if isinstance(table.manifold, Gaussian) and near:
+        rows = version.tables[table.name].take(torch.tensor([at for at, _ in others]))
+        between = similarity(own.expand_as(rows), rows)
+        bounds = zip(between.low.tolist(), between.high.tolist(), strict=True)
+        near = [
+            one.model_copy(update={"low": low, "high": high})
+            for one, (low, high) in zip(near, bounds, strict=True)
+        ]
     return Neighbours(
         table=table.name,
         version=version.number,
@@ -169,7 +184,7 @@ def _neighbours(
         time=moment,
         id=name,
         measure="cosine" if table.manifold.curvature == 0 else "distance",
-        neighbours=near[:count],
+        neighbours=near,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedemb.gaussian import Gaussian, split
 from fedemb.types import Table
 
 
@@ -131,7 +132,7 @@ def nearest(version: Version, table: Table, vectors: Tensor | None, point: Tenso
     Args:
         version: Where to look.
         table: In which table: in flat space the score is the cosine (more is nearer), in curved space the distance
-            (less is nearer).
+            (less is nearer). Gaussian rows are compared by their means.
         vectors: ``(num_rows, coordinates)`` instead of the table's own rows, as of another time.
         point: ``(coordinates,)``.
         count: How many.
@@ -149,6 +150,8 @@ def nearest(version: Version, table: Table, vectors: Tensor | None, point: Tenso
 def _scores(table: Table, matrix: Tensor, point: Tensor) -> Tensor:
     if table.manifold.curvature != 0:
         return table.manifold.distance(point, matrix)
+    if isinstance(table.manifold, Gaussian):
+        matrix, point = split(matrix)[0], split(point)[0]
     lengths = (matrix.norm(dim=1) * point.norm()).clamp_min(torch.finfo(matrix.dtype).tiny)
     cosine: Tensor = torch.mv(matrix, point) / lengths
     return cosine

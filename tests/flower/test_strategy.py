@@ -58,6 +58,15 @@ CASES = {
         *gallery_overrides("category"), "task.dim=8", "task.hidden=4", "cohort=uniform", "cohort.size=3", "rounds=3",
         "data.validation_share=0.3", "data.test_share=0.3",
     ],
+    "gaussian-labels": [
+        *gallery_overrides("category"), "~data.components.height", "task=probabilistic", "task.dim=8", "rounds=3",
+        "cohort=uniform", "cohort.size=3", "aggregate.rows=population", "data.validation_share=0.3",
+        "data.test_share=0.3",
+    ],
+    "gaussian-links": [
+        "data=triples", f"data.path={graph_files()}", "partition=natural", "task=probabilistic", "task.dim=8",
+        "rounds=3", "task.prior_precision=2", "task.start=3", "task.scale=1",
+    ],
     "knowledge-graph": [
         "data=triples", f"data.path={graph_files()}", "partition=natural", "task=knowledge_graph", "task.dim=8",
         "task.relations=personal", "task.init_scale=0.5", "train.learning_rate=1.0", "cohort=uniform", "cohort.size=3",
@@ -109,6 +118,7 @@ def test_nodes_waves_and_chunks_do_not_change_results(case: str, change: str, tm
         "dynamic-means",
         "compositional",
         "calibrated",
+        "gaussian-labels",
     ],
 )
 def test_by_value_equals_by_reference(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +231,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
         "dynamic-means",
         "compositional",
         "calibrated",
+        "gaussian-labels",
     ):
         folder = tmp_path / case
         base = [*CASES[case], "server.optimizer=yogi", "checkpoint_every=2"]

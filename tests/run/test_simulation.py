@@ -35,6 +35,8 @@ def test_a_path_that_ray_cannot_start_from_is_refused(monkeypatch: pytest.Monkey
         "dynamic",
         "compositional",
         "calibrated",
+        "gaussian-labels",
+        "gaussian-links",
     ],
 )
 def test_simulation_equals_in_process(case: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fedemb.serve.queue import Window
 from fedemb.serve.service import Service
 from fedemb.serve.worker import prepared
 from fedemb.tasks.dynamic import Dynamic
+from tests.flower.test_strategy import CASES
 from tests.serve.runs import interaction, served, train_tree, trained
 
 Served = tuple[Service, httpx.Client]
@@ -98,6 +99,22 @@ def test_neighbours_in_curved_space_are_near_by_distance(tree: Path) -> None:
         near = [at for at in np.argsort(distance.numpy()) if at != 4][:5]
         assert [one["id"] for one in found["neighbours"]] == [names[at] for at in near]
         assert [one["score"] for one in found["neighbours"]] == pytest.approx(distance[near].tolist())
+
+
+def test_gaussian_rows_have_precisions_and_neighbours_have_bounds(tmp_path: Path) -> None:
+    run = fedemb.train([*CASES["gaussian-links"], "baselines=[]"], tmp_path / "links")
+    names, means = run.table("entity")
+    with served(run.folder) as (_, client):
+        found = client.get("/vectors", params={"id": names[1]}).raise_for_status().json()
+        assert found["vectors"][0] == pytest.approx(means[1].tolist())
+        assert found["precisions"][0] == pytest.approx(run.precision("entity")[1].tolist())
+        near = client.get("/neighbours", params={"id": names[1], "k": 3}).raise_for_status().json()
+    others = [one["id"] for one in near["neighbours"]]
+    cosine = means @ means[1] / np.linalg.norm(means, axis=1) / np.linalg.norm(means[1])
+    assert others == [names[at] for at in np.argsort(-cosine) if at != 1][:3]
+    _, low, high = run.similarity("entity", [names[1]] * 3, others)
+    assert [one["low"] for one in near["neighbours"]] == pytest.approx(low.tolist())
+    assert [one["high"] for one in near["neighbours"]] == pytest.approx(high.tolist())
 
 
 def test_what_is_not_there_is_said(both: Served) -> None:

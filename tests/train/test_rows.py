@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fedemb.data.shards import Shards, offsets_of
+from fedemb.gaussian import Gaussian
 from fedemb.manifolds import Euclidean
 from fedemb.tasks.compositional import Compositional
 from fedemb.tasks.dynamic import Dynamic
 from fedemb.tasks.factorization import Factorization
+from fedemb.tasks.gaussian_links import GaussianLinks
 from fedemb.tasks.hierarchical import Hierarchical
 from fedemb.tasks.knowledge_graph import KnowledgeGraph
+from fedemb.tasks.probabilistic import GaussianLabels
 from fedemb.tasks.skipgram import Skipgram
 from fedemb.train.initial import initial_dense, initial_table
 from fedemb.train.optimizers import SGD, Adagrad, Adam
@@ -100,6 +103,8 @@ def shards(*names: str) -> Shards:
         columns["tags"] = rng.integers(-1, 9, (total, 3)).astype(np.int32)
         columns["year"] = np.where(rng.random(total) < 0.3, np.nan, rng.random(total)).astype(np.float32)
         columns["label"] = rng.integers(-1, 4, (total, 2)).astype(np.int32)
+    if "intent" in names:
+        columns["label"] = rng.integers(0, 4, (total, 1)).astype(np.int32)
     columns["weight"] = rng.random(total).astype(np.float32) + 0.5
     return Shards(columns, offsets_of(SIZES))
 
@@ -126,6 +131,18 @@ def parts(combine: str) -> Task:
     medium, tags = Component("medium", "category", "medium", 5), Component("tags", "multi", "tags", 9, 3)
     year, label = Component("year", "number", "year", 0), Component("label", "multi", "label", 4, 2)
     return Double(Compositional((medium, tags, year), label, 4, combine, 0.5, 0.2, 3, 2, 0.4))
+
+
+def gaussian_labels() -> Task:
+    medium, tags = Component("medium", "category", "medium", 5), Component("tags", "multi", "tags", 9, 3)
+    values, labels = Gaussian(0.5, dtype=torch.float64), Gaussian(0.7, start=3.0, dtype=torch.float64)
+    intent = Component("label", "category", "label", 4)
+    return GaussianLabels((medium, tags), intent, 4, values, labels, False, 0.5, 0.3)
+
+
+def gaussian_links() -> Task:
+    space = Gaussian(0.5, dtype=torch.float64)
+    return GaussianLinks(NUM_ITEMS, NUM_RELATIONS, 4, "complex", True, space, space, False, 0.5, 0.3)
 
 
 PAIRS, TRIPLES = ("left", "right"), ("head", "relation", "tail")
@@ -182,6 +199,8 @@ TASKS = {
     ),
     "parts": (lambda: parts("attention"), ("medium",)),
     "parts-joined": (lambda: parts("concatenation"), ("medium",)),
+    "gaussian-labels": (gaussian_labels, ("medium", "intent")),
+    "gaussian-links": (gaussian_links, TRIPLES),
     "rotate": (lambda: graph_task("rotate", "sampled", False, "personal", 0.1), TRIPLES),
 }
 
@@ -255,6 +274,17 @@ def test_chunks_and_company_do_not_matter(name: str) -> None:
         )
 
 
+def test_the_sum_of_losses_is_their_mean_times_their_number() -> None:
+    clients, task = np.array([0, 2, 3, 6, 8]), TASKS["tied"][0]()
+    mean, total = (
+        run(task, shards(*PAIRS), LocalTraining(SGD(), 1, 0, 0.3, reduction=name), clients)[3]
+        for name in ("mean", "sum")
+    )
+    rows = mean.tables["item"]
+    sizes = torch.repeat_interleave(torch.from_numpy(SIZES), rows.offsets.diff())[:, None]
+    torch.testing.assert_close(rows.values * sizes, total.tables["item"].values)
+
+
 def test_dense_parameters_may_have_a_rate_of_their_own() -> None:
     task, clients = WithDense(), np.array([0, 2, 3, 6, 8])
     one, other = (
@@ -292,6 +322,7 @@ def test_learning_rate_burns_in_and_decays() -> None:
         ({"batch_size": -1}, "train.batch_size"),
         ({"max_step": 0.0}, "train.max_step"),
         ({"decay": 0.0}, "train.decay"),
+        ({"reduction": "max"}, "train.reduction must be mean or sum, got 'max'"),
     ],
 )
 def test_settings_out_of_range(change: dict, message: str) -> None:
