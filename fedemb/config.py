@@ -115,7 +115,7 @@ def check(config: DictConfig) -> None:
             )
     if not OmegaConf.is_dict(config.centralized):
         raise SettingError(
-            "centralized must be learning_rate, batch_size, optimizer and dense_learning_rate, "
+            "centralized must be learning_rate, batch_size, optimizer, dense_learning_rate and reduction, "
             f"got {config.centralized!r}"
         )
     if not OmegaConf.is_dict(config.evaluation):

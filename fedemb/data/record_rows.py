@@ -20,7 +20,7 @@ from fedemb.types import Partition
 
 logger = logging.getLogger("fedemb")
 
-ROLES = ("id", "client", "label", "time", "split")
+ROLES = ("id", "client", "label", "time", "split", "group")
 PART = "part "  # before the names of roles that are components
 PARTITION = "partition"  # the role of what the partition goes by
 Rows = Mapping[str, pa.Array]

@@ -38,8 +38,10 @@ class Records:
     """Records from a CSV, TSV, JSON Lines or Parquet file, a line for each; all are read into memory.
 
     Training columns: ``part_<component>``, see ``types.Component``; ``label`` ``(examples, width)`` int32, ids of the
-    vocabulary ``label`` filled up with -1; ``key`` int64, the record's own number; with times ``time``. What labels,
-    values and bins there are, the training records of all clients say, as counts; hashed texts need no such count.
+    vocabulary ``label`` filled up with -1; ``key`` int64, the record's own number; with times ``time``; with groups
+    ``group`` int64, -1 for none, which nothing learns from: it is measured whether records of one group lie together.
+    What labels, values and bins there are, the training records of all clients say, as counts; hashed texts need no
+    such count.
 
     Without times a record is held out by a draw of its own, whoever holds it. Records without any known label are left
     out.
@@ -53,9 +55,10 @@ class Records:
         path: The file; compressed text is fine (``.jsonl.gz``).
         components: Kind of each component (``category``, ``multi``, ``number``, ``text``), or its settings; see
             ``parts.PartRule``.
-        columns: Column name of ``id``, ``client``, ``label``, ``time`` and ``split``. Null: the column with a usual
-            name for it, if any, which is logged; an empty name: none. Without a client column ``partition`` makes the
-            clients; without an id, records are told apart by their line; no column is taken as ``split`` by its name.
+        columns: Column name of ``id``, ``client``, ``label``, ``time``, ``split`` and ``group``. Null: the column with
+            a usual name for it, if any, which is logged; an empty name: none. Without a client column ``partition``
+            makes the clients; without an id, records are told apart by their line; no column is taken as ``split`` or
+            ``group`` by its name.
         label: ``category``: a record has one label; ``multi``: many.
         labels: How many of the most common ones there are, or their names; null: all of training.
         label_separator: Between the labels of a cell that is no list.
@@ -198,6 +201,9 @@ class Records:
         columns |= {"label": label_ids, "key": keys}
         if time is not None:
             columns["time"] = time
+        if "group" in rows:
+            cells = rows["group"].cast(pa.string())
+            columns["group"] = Vocabulary(pc.unique(cells.drop_null()).sort()).index(cells)
         seen = label_ids[stays & (part == TRAIN)]
         vocabularies["label"] = Vocabulary.of(
             label_names, np.bincount(seen[seen != NOTHING], minlength=len(label_names))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedemb.data.shards import Shards
 from fedemb.evaluate.average_precision import average_precision, binned
+from fedemb.evaluate.retrieval import group_precision
 from fedemb.evaluate.spread import mean_of_each, over_clients
 from fedemb.seeds import stream_keys, uniforms
 from fedemb.tasks.compositional import multi_hot, without
@@ -31,6 +32,8 @@ class LabelPrediction:
 
     Mean over records, and per client: ``label_ranking_ap`` of many labels (the mean over a record's labels of the share
     of true ones among those with as high a score), or ``accuracy`` of one label, and ``log_loss``, summed over labels.
+    Where records have groups, ``group_map``: the average precision with which a record finds the others of its group
+    among its client's held-out records, by the cosine of composed vectors; over those that have any.
 
     Attributes:
         task: What tells.
@@ -74,11 +77,13 @@ class LabelPrediction:
         else:
             of_records = {"accuracy": truth[np.arange(len(truth)), whole.argmax(1)].astype(np.float64)}
         of_records["log_loss"] = self._log_loss(whole, truth)
-        owner = shards.owners()
-        per_client = {
-            self._prefix + name: mean_of_each(values, owner, len(clients))
-            for name, values in of_records.items()
-        }
+        if "group" in shards.columns:
+            group = np.asarray(shards.columns["group"])
+            of_records["group_map"] = group_precision(self._vectors(tables, shards), group, shards.offsets)
+        owner, per_client = shards.owners(), {}
+        for name, values in of_records.items():
+            known = ~np.isnan(values)
+            per_client[self._prefix + name] = mean_of_each(values[known], owner[known], len(clients))
         weights = shards.sizes.astype(np.float64)
         metrics = {**self.pooled(sums), **over_clients(per_client, weights)}
         return Evaluated(metrics, per_client, clients, weights, sums)
@@ -120,6 +125,12 @@ class LabelPrediction:
                 scores = log - torch.log1p(-log.exp().clamp(max=1 - 1e-12))
             found.append(scores)
         return torch.cat(found).numpy()
+
+    def _vectors(self, tables: Mapping[str, Tensor], shards: Shards) -> Tensor:
+        batch = examples_of(self.task, tables, shards)
+        blocks = range(0, max(1, shards.num_examples), _BLOCK)
+        parts = ({name: column[b : b + _BLOCK] for name, column in batch.items()} for b in blocks)
+        return torch.cat([self.task.composed(tables, part).detach() for part in parts])
 
     def _log_loss(self, scores: Float, truth: npt.NDArray[np.bool_]) -> Float:
         if self.task.label.kind == "multi":

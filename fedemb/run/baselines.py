@@ -37,8 +37,13 @@ from fedemb.walk import Evidence, smooth_
 _LOCAL_BYTES = 1 << 29
 
 
+def passes_of(parts: Parts, training: LocalTraining, rounds: int) -> int:
+    """Passes that a client makes over its data on average: the budget of a baseline."""
+    return max(1, round(participations(parts, rounds) * training.epochs * training.share))
+
+
 def participations(parts: Parts, rounds: int) -> int:
-    """Rounds that a client takes part in on average: the budget of a baseline."""
+    """Rounds that a client takes part in on average."""
     eligible = int((parts.dataset.train.sizes > 0).sum())
     return max(1, round(rounds * parts.sampler.expected(eligible) / max(1, eligible)))
 
@@ -60,8 +65,8 @@ def centralized(
 
     Personal rows still belong to their owners. An adaptive optimiser goes on from pass to pass, as one machine's does.
     """
-    passes = participations(parts, rounds) * training.epochs
-    training = replace(scaled(training, rounds, passes), epochs=1)
+    passes = passes_of(parts, training, rounds)
+    training = replace(scaled(training, rounds, passes), epochs=1, share=1.0)
     data = parts.dataset.train
     pooled = parts.task.examples(data).pooled()
     tables, dense = parts.initial()
@@ -153,8 +158,8 @@ def local_only(parts: Parts, training: LocalTraining, rounds: int, on_round: Met
         on_round: Told after every chunk.
     """
     task = _Alone(parts.task)
-    passes = participations(parts, rounds)
-    training = scaled(training, rounds, passes)
+    passes = max(1, round(participations(parts, rounds) * training.share))
+    training = replace(scaled(training, rounds, passes), share=1.0)
     data = parts.dataset.train
     tables, dense = parts.initial()
     per_client = sum(t.numel() * t.element_size() for t in tables.values())

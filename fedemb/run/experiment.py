@@ -37,7 +37,7 @@ from fedemb.report.table import print_results
 from fedemb.run.ablations import ablation, check_ablations
 from fedemb.run.baselines import centralized, local_only
 from fedemb.run.lock import locked
-from fedemb.run.of_one import centralized_posterior, is_posterior, local_only_posterior
+from fedemb.run.of_one import centralized_of_one, learns_at_server, local_only_of_one
 from fedemb.run.training import FINE_TUNED, Trained, resolve_resume, set_threads, train_with_runner
 from fedemb.train.optimizers import OPTIMIZERS
 from fedemb.train.rows import LocalTraining
@@ -246,10 +246,10 @@ def _baseline(
     training = central_training(config, parts.training)
     if name == FINE_TUNED:
         return trained.fine_tuned
-    if name == "centralized" and is_posterior(parts):
-        return centralized_posterior(parts, training, config.rounds, config.evaluate_every, on_round)
-    if name == "local_only" and is_posterior(parts):
-        return local_only_posterior(parts, parts.training, config.rounds, on_round)
+    if name == "centralized" and learns_at_server(training):
+        return centralized_of_one(parts, training, config.rounds, config.evaluate_every, on_round)
+    if name == "local_only" and learns_at_server(parts.training):
+        return local_only_of_one(parts, parts.training, config.rounds, on_round)
     if name == "centralized":
         return centralized(parts, training, config.rounds, config.evaluate_every, on_round)[0]
     if name == "local_only":

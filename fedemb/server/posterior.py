@@ -70,6 +70,7 @@ def check_evidence(training: LocalTraining, rows: str, weights: str, sampled: bo
         ("train.reduction", training.reduction, SUM),
         ("train.learning_rate", training.learning_rate, 1),
         ("train.decay", training.decay, 1),
+        ("train.share", training.share, 1),
         ("train.burn_in_rounds", training.burn_in_rounds, 0),
     ):
         if value != needed:

@@ -31,10 +31,10 @@ class Compositional:
                              scores = <label, z + relu(z A + a) B> / sqrt(dim) + bias(label) <──┘
 
     How components are combined: ``attention``: their mean, weighted by the softmax of ``<query(c), x_c> / sqrt(dim) +
-    offset(c)`` over the components that are there and a learnt prior, so that the rest share the weight of what is
-    missing, and little is told where little is known. ``mean``: their plain mean. ``zero_fill``: as ``mean``, missing
-    ones count as zeros. ``concatenation``: a map of its own for each, missing ones are zeros. A record without any
-    component has the prior, whatever the rule.
+    offset(c)`` over the components that are there and a learnt prior, times the root of their number: the rest share
+    the weight of what is missing, vectors keep their length, and little is told where little is known. ``mean``: their
+    plain mean. ``zero_fill``: as ``mean``, missing ones count as zeros. ``concatenation``: a map of its own for each,
+    missing ones are zeros. A record without any component has the prior, whatever the rule.
 
     In training, a share of each example's components is dropped: drawn between 0 and ``drop``, then each of them with
     that probability; of the others, each value is dropped with the probability ``drop_values``. What is dropped is not
@@ -242,7 +242,8 @@ class Compositional:
         parts, there = self._encoded(vectors, dense, batch)
         if self.combine == "attention":
             whole = torch.cat((parts, dense["prior"][:, None]), 1)
-            return torch.einsum("nc,ncd->nd", self._weights(parts, there, dense), whole)
+            weighted = torch.einsum("nc,ncd->nd", self._weights(parts, there, dense), whole)
+            return weighted * (there.sum(1, keepdim=True) + 1).sqrt()
         if self.combine == "concatenation":
             combined = torch.einsum("ncd,ncde->ne", parts, dense["map"])
         else:

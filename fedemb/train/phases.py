@@ -65,4 +65,40 @@ def in_support(offsets: Int64, clients: Int64, share: float, seed: int, round: i
     return np.asarray(rank < np.repeat(wanted, sizes))
 
 
+def in_turn(offsets: Int64, clients: Int64, share: float, seed: int, round: int) -> npt.NDArray[np.bool_]:
+    """Whether it is the turn ``(examples,)`` of each example in this round, where a round takes a share of them.
+
+    In ``1 / share`` rounds each has its turn once, in an order that is drawn anew after that; a client's examples are
+    spread over the rounds as evenly as they can be. Nothing depends on who else is in the chunk.
+
+    Args:
+        offsets: ``(clients + 1,)`` of the examples.
+        clients: ``(clients,)`` ids.
+        share: Of a client's examples, in (0, 1]; ``1 / share`` is rounded to a whole number.
+        seed: The run's seed.
+        round: The round, from 1.
+
+    >>> turns = [in_turn(np.array([0, 4, 5]), np.array([7, 9]), 0.5, 0, round) for round in (1, 2)]
+    >>> [int(turn[:4].sum()) for turn in turns], (turns[0] ^ turns[1]).all()
+    ([2, 2], np.True_)
+    """
+    num_turns = max(1, round_half_up(1 / share))
+    cycle, turn = divmod(round - 1, num_turns)
+    sizes = np.diff(offsets)
+    position = np.repeat(np.arange(len(sizes)), sizes)
+    within = ragged_indices(np.zeros_like(sizes), sizes)
+    keys = stream_keys(seed, "turn", cycle, clients)
+    draws = uniforms(keys[position], 1, within)[:, 0]
+    rank = np.empty_like(within)
+    rank[np.lexsort((draws, position))] = within
+    shift = uniforms(stream_keys(seed, "turn/shift", cycle, clients), 1)[:, 0]
+    place = (rank + shift[position]) / np.repeat(np.maximum(sizes, 1), sizes)
+    return np.asarray((place * num_turns).astype(np.int64) % num_turns == turn)
+
+
+def round_half_up(value: float) -> int:
+    """The nearest whole number; of two, the larger one."""
+    return int(np.floor(value + 0.5))
+
+
 WHOLE = Phase()

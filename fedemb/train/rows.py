@@ -30,7 +30,7 @@ from fedemb.train.epochs import Epoch, Examples, epoch_of, examples_of, observed
 from fedemb.train.exclusion import known_answers
 from fedemb.train.optimizers import LocalOptimizer, OptimizerMemory, Parameter
 from fedemb.train.personal import PersonalRows
-from fedemb.train.phases import WHOLE, Phase
+from fedemb.train.phases import WHOLE, Phase, in_turn
 from fedemb.train.ragged import chunk_bounds, localise
 from fedemb.types import Candidates, Int64, ListwiseTask, RowUpdates, Table, Task, Updates
 
@@ -65,6 +65,7 @@ class LocalTraining:
         reconstruction_learning_rate: As ``learning_rate``, which it is where this is None.
         reconstruction_start: Where rows begin: ``initial``, as a table's do, or ``origin`` of their space.
         reduction: The loss of a batch is the ``mean`` or the ``sum`` over its examples.
+        share: Of a client's examples, those that a round trains on; each has its turn once in ``1 / share`` rounds.
     """
 
     optimizer: LocalOptimizer
@@ -85,6 +86,7 @@ class LocalTraining:
     reconstruction_learning_rate: float | None = None
     reconstruction_start: str = INITIAL
     reduction: str = MEAN
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -109,6 +111,15 @@ class LocalTraining:
                 raise ValueError(f"train.{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 < self.support_share <= 1:
             raise ValueError(f"train.support_share must be in (0, 1], got {self.support_share}; 0.5 is usual")
+        if not 0 < self.share <= 1:
+            raise ValueError(
+                f"train.share must be in (0, 1], got {self.share}; 1 trains on all in each round"
+            )
+        if self.share < 1 and self.personal == RECONSTRUCTED:
+            raise ValueError(
+                f"train.share must be 1 with train.personal=reconstructed, whose rounds have parts of their own, "
+                f"got {self.share}"
+            )
         if self.personal == RECONSTRUCTED and self.keep_state:
             raise ValueError(
                 "train.keep_state must be false with train.personal=reconstructed, whose clients keep nothing, got true"
@@ -296,7 +307,10 @@ def _train_chunk(
     phase: Phase,
 ) -> Updates:
     device = next((tensor.device for tensor in (*tables.values(), *dense.values())), torch.device("cpu"))
-    examples = examples_of(task, shards, clients, phase.seen(shards.offsets, clients, seed, round))
+    seen = phase.seen(shards.offsets, clients, seed, round)
+    if settings.share < 1:
+        seen = in_turn(shards.offsets, clients, settings.share, seed, round)
+    examples = examples_of(task, shards, clients, seen)
     epochs = [
         epoch_of(
             task,

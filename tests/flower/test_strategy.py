@@ -54,6 +54,11 @@ CASES = {
     "compositional": [
         *gallery_overrides(), "task.dim=8", "task.hidden=4", "cohort=uniform", "cohort.size=3", "rounds=3",
     ],
+    "in-turn": [
+        *gallery_overrides(), "task.dim=8", "task.hidden=4", "cohort=full", "rounds=4", "train.share=0.25",
+        "train.batch_size=0", "train.reduction=sum", "train.learning_rate=1", "aggregate.weights=uniform",
+        "train.dense_learning_rate=null", "data.columns.group=medium",
+    ],
     "calibrated": [
         *gallery_overrides("category"), "task.dim=8", "task.hidden=4", "cohort=uniform", "cohort.size=3", "rounds=3",
         "data.validation_share=0.3", "data.test_share=0.3",
@@ -118,6 +123,7 @@ def test_nodes_waves_and_chunks_do_not_change_results(case: str, change: str, tm
         "dynamic-means",
         "compositional",
         "calibrated",
+        "in-turn",
         "gaussian-labels",
     ],
 )
@@ -231,6 +237,7 @@ def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
         "dynamic-means",
         "compositional",
         "calibrated",
+        "in-turn",
         "gaussian-labels",
     ):
         folder = tmp_path / case

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fedemb.aggregate.plain import Plain
 from fedemb.build import Parts, build
 from fedemb.config import compose_config
 from fedemb.errors import SettingError
@@ -16,9 +19,10 @@ from fedemb.evaluate.choose import measurable
 from fedemb.evaluate.measure import measured
 from fedemb.flower.client_app import PERSONAL, make_client_app
 from fedemb.flower.records import unpack
-from fedemb.run.baselines import centralized, local_only, participations
+from fedemb.run.baselines import centralized, local_only, participations, passes_of
 from fedemb.run.experiment import check_baselines
 from fedemb.run.in_process import in_process_grid
+from fedemb.run.of_one import centralized_of_one, learns_at_server, local_only_of_one
 from fedemb.run.training import Trained, train_on
 from fedemb.train.personal import personal_rows, rows_of
 from fedemb.train.rows import train_cohort
@@ -94,6 +98,53 @@ def trained_on_nodes(overrides: list[str], num_nodes: int, tmp_path: Path) -> tu
         for context in grid.contexts.values()
     ]
     return parts, trained, kept
+
+
+SUMS = [o for o in CASES["in-turn"] if o != "rounds=4"] + ["rounds=8"]
+WHOLE = [*(o for o in SUMS if not o.startswith("train.share")), "task.drop=0", "task.drop_values=0"]
+GAUSSIAN = [o for o in CASES["gaussian-labels"] if not o.startswith(("cohort", "aggregate.rows"))]
+
+
+@pytest.mark.parametrize("overrides", [WHOLE, GAUSSIAN], ids=["sums", "gaussian"])
+def test_pooled_data_and_their_server_are_a_federation_of_one(overrides: list[str], tmp_path: Path) -> None:
+    """With full participation, sums over clients are those of one: where every round trains on all examples."""
+    parts = build(compose_config([*overrides, "baselines=[]"]))
+    assert learns_at_server(parts.training)
+    federated = run(overrides, tmp_path)
+    lines: list[Mapping[str, Any]] = []
+    found = centralized_of_one(parts, parts.training, compose_config(overrides).rounds, 0, lines.append)
+    assert found is not None
+    assert federated.evaluated is not None
+    assert [line["round"] for line in lines] == list(range(1, len(lines) + 1))
+    for name, value in federated.evaluated.metrics.items():
+        assert found.metrics[name] == pytest.approx(value, rel=0.02, abs=0.02, nan_ok=True), name
+
+
+def test_local_only_of_one_is_a_run_of_each_client(tmp_path: Path) -> None:
+    parts = build(compose_config([*GAUSSIAN, "baselines=[]"]))
+    found = local_only_of_one(parts, parts.training, 3, quiet)
+    assert found is not None
+    assert parts.evaluation is not None
+    for client in measurable(parts.evaluation, parts.dataset)[:2]:
+        alone = np.array([client])
+        shards = parts.task.examples(parts.dataset.train.take(alone))
+        tables, dense = parts.initial()
+        optimizer = parts.optimizer_of()
+        for round in (1, 2, 3):
+            chunks = train_cohort(
+                parts.task, tables, dense, {}, shards, alone, parts.training, parts.seed, round
+            )
+            aggregator = Plain(parts.shared, "sum")
+            for updates in chunks:
+                aggregator.add(updates, tables)
+            optimizer.step(tables, dense, aggregator.finish(tables))
+        own = measured(parts.evaluation, {**tables, **dense}, {}, alone)
+        assert found.per_client["accuracy"][client] == pytest.approx(own.per_client["accuracy"][0])
+
+
+def test_the_budget_counts_the_share_of_the_examples() -> None:
+    parts = build(compose_config([*SUMS, "baselines=[]"]))
+    assert passes_of(parts, parts.training, 8) == 2
 
 
 def test_fine_tuned_is_every_client_going_on_with_its_own_copy(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_a_path_that_ray_cannot_start_from_is_refused(monkeypatch: pytest.Monkey
         "dynamic",
         "compositional",
         "calibrated",
+        "in-turn",
         "gaussian-labels",
         "gaussian-links",
     ],

@@ -143,6 +143,7 @@ def test_what_nobody_saw_stays_at_the_prior() -> None:
         ({"epochs": 2}, "sum", "uniform", False, r"train\.epochs must be 1 for Gaussian rows"),
         ({"reduction": "mean"}, "sum", "uniform", False, r"train\.reduction must be sum .* got mean"),
         ({"learning_rate": 0.1}, "sum", "uniform", False, r"train\.learning_rate must be 1"),
+        ({"share": 0.5}, "sum", "uniform", False, r"train\.share must be 1 for"),
         ({"decay": 0.9}, "sum", "uniform", False, r"train\.decay must be 1"),
         ({"burn_in_rounds": 3}, "sum", "uniform", False, r"train\.burn_in_rounds must be 0"),
         ({"optimizer": Adam()}, "sum", "uniform", False, r"train\.optimizer must be sgd"),

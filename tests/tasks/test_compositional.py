@@ -61,6 +61,7 @@ def loop(task: Compositional, points: dict[str, Tensor], batch: dict[str, Tensor
         ]
         weights = torch.softmax(torch.tensor([*scores, 0.0]), 0)
         z = sum(w * x for w, x in zip(weights, [*found.values(), points["prior"]], strict=True))  # type: ignore[assignment]
+        z = z * math.sqrt(len(found) + 1)
     elif found and task.combine == "concatenation":
         z = sum(x @ points["map"][p] for p, x in found.items())  # type: ignore[assignment]
     elif found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,7 @@ from fedemb.tasks.skipgram import Skipgram
 from fedemb.train.initial import initial_dense, initial_table
 from fedemb.train.optimizers import SGD, Adagrad, Adam
 from fedemb.train.personal import personal_rows
+from fedemb.train.phases import in_turn
 from fedemb.train.rows import LocalTraining, concatenate, train_cohort
 from fedemb.types import Component, Dense, Drawn, Exclusion, ListwiseTask, Table, Task
 from tests.reference import train_client
@@ -285,6 +287,37 @@ def test_the_sum_of_losses_is_their_mean_times_their_number() -> None:
     torch.testing.assert_close(rows.values * sizes, total.tables["item"].values)
 
 
+def test_every_example_has_its_turn_once() -> None:
+    """Over the rounds of a cycle all examples of all clients are trained on, in another order in the next cycle."""
+    offsets, clients = offsets_of(SIZES), np.array([0, 2, 3, 6, 8])
+    orders = []
+    for cycle in range(2):
+        turns = np.stack([in_turn(offsets, clients, 0.25, 5, 4 * cycle + r) for r in (1, 2, 3, 4)])
+        assert (turns.sum(0) == 1).all()
+        per_client = [turns[:, a:b].sum(1) for a, b in itertools.pairwise(offsets)]
+        assert all(counts.max() - counts.min() <= 1 for counts in per_client)
+        orders.append(turns)
+    assert (orders[0] != orders[1]).any()
+    alone = in_turn(np.array([0, SIZES[1]]), clients[1:2], 0.25, 5, 3)
+    assert np.array_equal(alone, in_turn(offsets, clients, 0.25, 5, 3)[offsets[1] : offsets[2]])
+    assert in_turn(offsets, clients, 1.0, 5, 3).all()
+
+
+def test_a_share_of_the_examples_in_each_round_makes_a_pass() -> None:
+    """Sums of gradients at one point: those of the rounds of a cycle add up to that of all examples."""
+    clients, task = np.array([0, 2, 3, 6, 8]), TASKS["tied"][0]()
+    whole = run(task, shards(*PAIRS), LocalTraining(SGD(), 1, 0, 0.3, reduction="sum"), clients)[3]
+    part = LocalTraining(SGD(), 1, 0, 0.3, reduction="sum", share=0.25)
+    total, examples = torch.zeros(NUM_ITEMS, 4, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    for round in (1, 2, 3, 4):
+        updates = run(task, shards(*PAIRS), part, clients, round)[3]
+        total.index_add_(0, updates.tables["item"].rows, updates.tables["item"].values)
+        examples += updates.metrics["examples"]
+    expected = torch.zeros_like(total).index_add_(0, whole.tables["item"].rows, whole.tables["item"].values)
+    torch.testing.assert_close(total, expected)
+    assert examples.tolist() == SIZES.tolist()
+
+
 def test_dense_parameters_may_have_a_rate_of_their_own() -> None:
     task, clients = WithDense(), np.array([0, 2, 3, 6, 8])
     one, other = (
@@ -322,6 +355,11 @@ def test_learning_rate_burns_in_and_decays() -> None:
         ({"batch_size": -1}, "train.batch_size"),
         ({"max_step": 0.0}, "train.max_step"),
         ({"decay": 0.0}, "train.decay"),
+        ({"share": 0.0}, r"train.share must be in \(0, 1\], got 0"),
+        (
+            {"share": 0.5, "personal": "reconstructed"},
+            "train.share must be 1 with train.personal=reconstructed",
+        ),
         ({"reduction": "max"}, "train.reduction must be mean or sum, got 'max'"),
     ],
 )
