@@ -30,10 +30,10 @@ class Compositional:
         nothing at all ── prior ───────────────────────┘        │
                              scores = <label, z + relu(z A + a) B> / sqrt(dim) + bias(label) <──┘
 
-    How components are combined: ``attention``: their mean, weighted by the softmax of ``<query(c), x_c> / sqrt(dim) +
-    offset(c)`` over the components that are there and a learnt prior, times the root of their number: the rest share
-    the weight of what is missing, vectors keep their length, and little is told where little is known. ``mean``: their
-    plain mean. ``zero_fill``: as ``mean``, missing ones count as zeros. ``concatenation``: a map of its own for each,
+    How components are combined: ``attention``: every label asks for its own z, the mean of the components weighted by
+    the softmax of ``<query(label), x_c> / sqrt(dim) + offset(label, c)`` over those that are there and a learnt prior,
+    times the root of their number: the rest share the weight of what is missing, vectors keep their length, and little
+    is told where little is known. ``mean``: their plain mean. ``zero_fill``: as ``mean``, missing ones count as zeros. ``concatenation``: a map of its own for each,
     missing ones are zeros. A record without any component has the prior, whatever the rule.
 
     In training, a share of each example's components is dropped: drawn between 0 and ``drop``, then each of them with
@@ -129,7 +129,8 @@ class Compositional:
         count, dim, unit = len(self.components), self.dim, math.sqrt(3 / self.dim)
         found = [Dense("prior", (dim,), self.init_scale)]
         if self.combine == "attention":
-            found += [Dense("query", (count, dim), self.init_scale), Dense("offset", (count,))]
+            labels = self.label.num_values
+            found += [Dense("query", (labels, dim), self.init_scale), Dense("offset", (labels, count))]
         if self.combine == "concatenation":
             found.append(Dense("map", (count, dim, dim), unit / math.sqrt(count)))
         if self.hidden:
@@ -182,10 +183,13 @@ class Compositional:
         return self._scores(*self._looked_up(tables, batch), batch)
 
     def composed(self, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        return self._composed(*self._looked_up(tables, batch), batch)
+        """Vectors ``(records, dim)``; with attention, the mean of those that labels ask for."""
+        return self._composed(*self._looked_up(tables, batch), batch).mean(1)
 
     def attention_weights(self, tables: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Weight ``(records, components + 1)`` of each component, and of the prior; rows add up to 1.
+        """Weight ``(records, labels, components + 1)`` of each component, and of the prior, to each label.
+
+        They add up to 1 over components.
 
         Args:
             tables: Shared tables, and dense parameters by name.
@@ -234,29 +238,31 @@ class Compositional:
         return torch.cat((torch.ones_like(place)[:, None], angles.sin(), angles.cos()), 1)
 
     def _weights(self, parts: Tensor, there: Tensor, dense: Mapping[str, Tensor]) -> Tensor:
-        scores = torch.einsum("ncd,ncd->nc", parts, dense["query"]) / math.sqrt(self.dim) + dense["offset"]
-        scores = scores.masked_fill(~there, -torch.inf)
-        return torch.softmax(torch.cat((scores, torch.zeros_like(scores[:, :1])), 1), 1)
+        """Weights ``(examples, labels, components + 1)``."""
+        scores = torch.einsum("nld,ncd->nlc", dense["query"], parts) / math.sqrt(self.dim) + dense["offset"]
+        scores = scores.masked_fill(~there[:, None], -torch.inf)
+        return torch.softmax(torch.cat((scores, torch.zeros_like(scores[..., :1])), -1), -1)
 
     def _composed(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Vectors ``(examples, labels, dim)`` that the labels ask for, or ``(examples, 1, dim)``, the same for all."""
         parts, there = self._encoded(vectors, dense, batch)
         if self.combine == "attention":
             whole = torch.cat((parts, dense["prior"][:, None]), 1)
-            weighted = torch.einsum("nc,ncd->nd", self._weights(parts, there, dense), whole)
-            return weighted * (there.sum(1, keepdim=True) + 1).sqrt()
+            weighted = self._weights(parts, there, dense) @ whole
+            return weighted * (there.sum(1) + 1).sqrt()[:, None, None]
         if self.combine == "concatenation":
             combined = torch.einsum("ncd,ncde->ne", parts, dense["map"])
         else:
             held = there.sum(1, keepdim=True).clamp(min=1)
             combined = parts.sum(1) / (held if self.combine == "mean" else len(self.components))
-        return torch.where(there.any(1, keepdim=True), combined, dense["prior"])
+        return torch.where(there.any(1, keepdim=True), combined, dense["prior"])[:, None]
 
     def _scores(self, vectors: Mapping[str, Tensor], dense: Mapping[str, Tensor], batch: Batch) -> Tensor:
         z = self._composed(vectors, dense, batch)
         if self.hidden:
-            inner = torch.relu(torch.einsum("nd,ndh->nh", z, dense["inner"]) + dense["inner_bias"])
-            z = z + torch.einsum("nh,nhd->nd", inner, dense["outer"])
-        products = torch.einsum("nd,nkd->nk", z, vectors[LABEL]) / math.sqrt(self.dim)
+            inner = torch.relu(z @ dense["inner"] + dense["inner_bias"][:, None])
+            z = z + inner @ dense["outer"]
+        products = (z * vectors[LABEL]).sum(-1) / math.sqrt(self.dim)
         return products + vectors["label_bias"][..., 0]
 
 

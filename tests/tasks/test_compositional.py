@@ -55,20 +55,23 @@ def loop(task: Compositional, points: dict[str, Tensor], batch: dict[str, Tensor
             found[place] = torch.tensor(waves) @ points[f"waves_{part.name}"]
     z = points["prior"]
     if task.combine == "attention":
-        scores = [
-            float(found[p] @ points["query"][p]) / math.sqrt(task.dim) + float(points["offset"][p])
-            for p in found
-        ]
-        weights = torch.softmax(torch.tensor([*scores, 0.0]), 0)
-        z = sum(w * x for w, x in zip(weights, [*found.values(), points["prior"]], strict=True))  # type: ignore[assignment]
-        z = z * math.sqrt(len(found) + 1)
+        asked = []
+        for label, query in enumerate(points["query"]):
+            own = [
+                float(x @ query) / math.sqrt(task.dim) + float(points["offset"][label, p])
+                for p, x in found.items()
+            ]
+            weights = torch.softmax(torch.tensor([*own, 0.0]), 0)
+            mean = sum(w * x for w, x in zip(weights, [*found.values(), points["prior"]], strict=True))
+            asked.append(mean * math.sqrt(len(found) + 1))
+        z = torch.stack(asked)
     elif found and task.combine == "concatenation":
         z = sum(x @ points["map"][p] for p, x in found.items())  # type: ignore[assignment]
     elif found:
         z = sum(found.values()) / (len(found) if task.combine == "mean" else len(task.components))  # type: ignore[assignment]
     if task.hidden:
         z = z + torch.relu(z @ points["inner"] + points["inner_bias"]) @ points["outer"]
-    return points["label"] @ z / math.sqrt(task.dim) + points["label_bias"][:, 0]
+    return (points["label"] * z).sum(-1) / math.sqrt(task.dim) + points["label_bias"][:, 0]
 
 
 def looked_up(task: Compositional, points: dict[str, Tensor], batch: dict[str, Tensor]) -> tuple[Any, Any]:
@@ -125,20 +128,22 @@ def test_a_record_without_any_part_has_the_prior(combine: str) -> None:
 def test_attention_weights_can_be_read() -> None:
     task, points, batch = made()
     weights = task.attention_weights(points, batch)
-    torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)))
+    assert weights.shape == (len(batch["label"]), task.label.num_values, len(task.components) + 1)
+    torch.testing.assert_close(weights.sum(2), torch.ones(weights.shape[:2]))
+    assert not torch.allclose(weights[:, 0], weights[:, 1])
     for place, part in enumerate(task.components):
         column = batch[part.column]
         lacking = column.isnan() if column.is_floating_point() else (column < 0).all(1)
         assert lacking.any()
-        assert (weights[lacking, place] == 0).all()
-        assert (weights[~lacking, place] > 0).all()
+        assert (weights[lacking][..., place] == 0).all()
+        assert (weights[~lacking][..., place] > 0).all()
         # what is missing re-weights the rest in proportion
         gone = torch.zeros(len(weights), len(task.components), dtype=torch.bool)
         gone[:, place] = True
         rest = task.attention_weights(points, without(task.components, batch, gone))
         expected = weights.clone()
-        expected[:, place] = 0
-        torch.testing.assert_close(rest, expected / expected.sum(1, keepdim=True), rtol=1e-4, atol=1e-6)
+        expected[..., place] = 0
+        torch.testing.assert_close(rest, expected / expected.sum(2, keepdim=True), rtol=1e-4, atol=1e-6)
     mean, points, batch = made(combine="mean")
     with pytest.raises(SettingError, match=r"need task.combine=attention"):
         mean.attention_weights(points, batch)
