@@ -33,8 +33,9 @@ class Compositional:
     How components are combined: ``attention``: every label asks for its own z, the mean of the components weighted by
     the softmax of ``<query(label), x_c> / sqrt(dim) + offset(label, c)`` over those that are there and a learnt prior,
     times the root of their number: the rest share the weight of what is missing, vectors keep their length, and little
-    is told where little is known. ``mean``: their plain mean. ``zero_fill``: as ``mean``, missing ones count as zeros. ``concatenation``: a map of its own for each,
-    missing ones are zeros. A record without any component has the prior, whatever the rule.
+    is told where little is known. ``mean``: their plain mean. ``zero_fill``: as ``mean``, missing ones count as zeros.
+    ``concatenation``: a map of its own for each, missing ones are zeros. A record without any component has the prior,
+    whatever the rule.
 
     In training, a share of each example's components is dropped: drawn between 0 and ``drop``, then each of them with
     that probability; of the others, each value is dropped with the probability ``drop_values``. What is dropped is not

@@ -148,7 +148,7 @@ def test_metrics_by_loops() -> None:
     }
     for name, values in uncertainties.items():
         found = result.metrics[f"r_auroc_{name}"]
-        assert found == pytest.approx(area(values[~wrong_neighbour], values[wrong_neighbour]), abs=5e-3)
+        assert found == pytest.approx(area(values[~wrong_neighbour], values[wrong_neighbour]), abs=0.02)
         order = np.argsort(values, kind="stable")
         risks = np.cumsum(1 - hit[order]) / np.arange(1, len(hit) + 1)
         assert result.metrics[f"aurc_{name}"] == pytest.approx(risks.mean(), abs=5e-3)

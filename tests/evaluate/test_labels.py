@@ -86,7 +86,7 @@ def test_metrics_by_an_obvious_loop(label: str) -> None:
             scores = np.log(p / (1 - p))
         each = [obvious(scores[:, j], truth[:, j]) for j in range(truth.shape[1]) if truth[:, j].any()]
         name = "macro_ap" if share == 0 else f"macro_ap_without_{round(100 * share)}"
-        assert result.metrics[name] == pytest.approx(np.mean(each), abs=0.03)
+        assert result.metrics[name] == pytest.approx(np.mean(each), abs=0.06)  # 43 records, some in one bin
         if share == 0 and label == "category":
             right = truth[np.arange(len(truth)), scores.argmax(1)]
             assert result.metrics["accuracy"] == pytest.approx(right.mean())
