@@ -41,7 +41,7 @@ class LabelPrediction:
         seed: Of what is removed. A draw belongs to a record and a component, whoever holds it, and what is missing at
             a share is missing at all higher ones.
         split: Names the metrics: those of another split than ``test`` begin with its name.
-        shares: Probabilities of removal.
+        shares: Probabilities of removal; void for records of one component.
     """
 
     task: Labeller
@@ -68,7 +68,7 @@ class LabelPrediction:
         ).numpy()
         gone = removals(self.task.components, np.asarray(shards.columns["key"]), self.seed)
         sums, whole = {}, np.zeros((0, truth.shape[1]))
-        for share in (0.0, *self.shares):
+        for share in self._shares:
             scores = self._scores(tables, shards, gone < share)
             whole = scores if share == 0 else whole
             sums[self._named("scores", share)] = binned(scores, truth)
@@ -91,7 +91,7 @@ class LabelPrediction:
     def pooled(self, sums: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, float]:
         """Metrics that follow from sums over clients."""
         metrics = {}
-        for share in (0.0, *self.shares):
+        for share in self._shares:
             counts = sums[self._named("scores", share)]
             values = average_precision(counts)
             known = values[~np.isnan(values)]
@@ -100,6 +100,11 @@ class LabelPrediction:
             if share == 0:
                 metrics[self._prefix + "micro_ap"] = float(average_precision(counts.sum(0, keepdims=True))[0])
         return metrics
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        """Nothing, and what is removed, where there is more than one component."""
+        return (0.0, *(self.shares if len(self.task.components) > 1 else ()))
 
     @property
     def _prefix(self) -> str:

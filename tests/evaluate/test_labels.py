@@ -107,6 +107,15 @@ def test_metrics_by_an_obvious_loop(label: str) -> None:
     assert measurable(evaluation, data).tolist() == clients.tolist()
 
 
+def test_nothing_is_removed_where_there_is_one_component() -> None:
+    data = gallery("category")
+    task, points, _ = made("category")
+    single = replace(task, components=task.components[:1], combine="mean")
+    found = LabelPrediction(single, data.held_out["test"], 3)(points, {}, np.arange(data.train.num_clients))
+    assert "macro_ap" in found.metrics
+    assert not any("without" in name for name in found.metrics)
+
+
 def test_clients_apart_equal_clients_together() -> None:
     data = gallery()
     task, points, _ = made()
