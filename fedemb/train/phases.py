@@ -56,11 +56,7 @@ def in_support(offsets: Int64, clients: Int64, share: float, seed: int, round: i
     3
     """
     sizes = np.diff(offsets)
-    position = np.repeat(np.arange(len(sizes)), sizes)
-    within = ragged_indices(np.zeros_like(sizes), sizes)
-    draws = uniforms(stream_keys(seed, "support", round, clients)[position], 1, within)[:, 0]
-    rank = np.empty_like(within)
-    rank[np.lexsort((draws, position))] = within
+    rank, _ = _shuffled(offsets, stream_keys(seed, "support", round, clients))
     wanted = np.floor(sizes * share + 0.5).clip(1, np.maximum(sizes - 1, 1))
     return np.asarray(rank < np.repeat(wanted, sizes))
 
@@ -85,15 +81,21 @@ def in_turn(offsets: Int64, clients: Int64, share: float, seed: int, round: int)
     num_turns = max(1, round_half_up(1 / share))
     cycle, turn = divmod(round - 1, num_turns)
     sizes = np.diff(offsets)
-    position = np.repeat(np.arange(len(sizes)), sizes)
-    within = ragged_indices(np.zeros_like(sizes), sizes)
-    keys = stream_keys(seed, "turn", cycle, clients)
-    draws = uniforms(keys[position], 1, within)[:, 0]
-    rank = np.empty_like(within)
-    rank[np.lexsort((draws, position))] = within
+    rank, position = _shuffled(offsets, stream_keys(seed, "turn", cycle, clients))
     shift = uniforms(stream_keys(seed, "turn/shift", cycle, clients), 1)[:, 0]
     place = (rank + shift[position]) / np.repeat(np.maximum(sizes, 1), sizes)
     return np.asarray((place * num_turns).astype(np.int64) % num_turns == turn)
+
+
+def _shuffled(offsets: Int64, keys: npt.NDArray[np.uint64]) -> tuple[Int64, Int64]:
+    """Place of each example in a random order of its client's, from each client's key, and place of its client."""
+    sizes = np.diff(offsets)
+    position = np.repeat(np.arange(len(sizes)), sizes)
+    within = ragged_indices(np.zeros_like(sizes), sizes)
+    draws = uniforms(keys[position], 1, within)[:, 0]
+    rank = np.empty_like(within)
+    rank[np.lexsort((draws, position))] = within
+    return rank, position
 
 
 def round_half_up(value: float) -> int:
