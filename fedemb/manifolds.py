@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from fedemb.errors import SettingError
-from fedemb.gaussian import Gaussian
 from fedemb.types import Manifold
 
 # Points stay at s|x| <= 1 - margin, a radius of log(2 / margin - 1) / s: 23.7 for float64, 8.8 for float32.
@@ -378,8 +377,8 @@ def manifold(name: str, curvature: float = -1.0, dtype: str | None = None) -> Ma
     6
 
     Args:
-        name: ``euclidean``, ``poincare``, ``lorentz`` or ``gaussian``.
-        curvature: Sectional curvature, negative; of no effect for ``euclidean`` and ``gaussian``.
+        name: ``euclidean``, ``poincare`` or ``lorentz``.
+        curvature: Sectional curvature, negative; of no effect for ``euclidean``.
         dtype: ``float32`` or ``float64``; by default float64 for hyperbolic spaces, else float32.
 
     Raises:
@@ -394,11 +393,7 @@ def manifold(name: str, curvature: float = -1.0, dtype: str | None = None) -> Ma
         return Poincare(curvature, dtypes[dtype or "float64"])
     if name == "lorentz":
         return Lorentz(curvature, dtypes[dtype or "float64"])
-    if name == "gaussian":
-        return Gaussian(dtype=dtypes[dtype or "float32"])
-    raise SettingError(
-        f"manifold must be euclidean, poincare, lorentz or gaussian, got {name!r}; choose one of these"
-    )
+    raise SettingError(f"manifold must be euclidean, poincare or lorentz, got {name!r}; choose one of these")
 
 
 class _PoincareDistance(torch.autograd.Function):

@@ -21,7 +21,7 @@ from fedemb.data.cells import show_time
 from fedemb.data.shards import Shards
 from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import DataError
-from fedemb.gaussian import split
+from fedemb.gaussian import Gaussian, split
 from fedemb.report.metrics_log import read_metrics
 from fedemb.similarity import similarity
 from fedemb.types import Dataset, Table
@@ -63,6 +63,7 @@ def save_model(
             "manifold": t.manifold.name,
             "curvature": t.manifold.curvature,
             "shared": t.shared,
+            **({"prior_precision": t.manifold.prior_precision} if isinstance(t.manifold, Gaussian) else {}),
         }
         for t in specs
     ]

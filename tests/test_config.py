@@ -85,6 +85,8 @@ FILES["clinc150"] = {
     "domains.json": json.dumps({"bank": ["pay"], "home": ["lights"]}),
 }
 FILES["compositional"] = {"data.jsonl": _RECORDS}
+FILES["probabilistic"] = FILES["clinc150"]
+FILES["probabilistic_links"] = FILES["triples"]
 FILES["knowledge_graph"] = FILES["triples"]  # the experiment of that name
 FILES["leave_one_out"] = FILES["recommendation"] = FILES["dynamic"] = FILES["online_retail"]
 FILES["dynamic_text"] = FILES["text"]
@@ -109,7 +111,8 @@ WITH = {
     ("partition", "entity"): ["data=triples", "task=knowledge_graph", "partition.num_clients=3"],
     ("partition", "natural"): ["data=interactions", "task=skipgram"],
     ("cohort", "uniform"): ["cohort.size=3"],
-    ("experiment", "compositional"): ["data.label_tree.path=null", "cohort.size=2"],
+    ("experiment", "compositional"): ["data.label_tree.path=null"],
+    ("experiment", "probabilistic_links"): ["partition.num_clients=3"],
     ("experiment", "knowledge_graph"): ["partition.num_clients=3"],
     ("experiment", "leave_one_out"): ["cohort.size=2", "evaluation.sampled=3"],
     ("experiment", "recommendation"): ["cohort.size=2"],
@@ -123,6 +126,7 @@ FITS = {
     "factorization": {"interactions", "synthetic", "text"},
     "knowledge_graph": {"triples"},
     "compositional": {"clinc150", "records"},
+    "probabilistic": {"clinc150", "triples"},
     "hierarchical": {"taxonomy", "wordnet", "wordnet_mammals", "tree"},
 }
 
@@ -275,7 +279,7 @@ def test_one_value_for_many_is_refused(source: str, key: str, value: Any, messag
 
 
 def test_experiment_without_its_label_tree_is_refused(place: Path) -> None:
-    given = ["experiment=compositional", *path_of(place, "compositional"), "cohort.size=2"]
+    given = ["experiment=compositional", *path_of(place, "compositional")]
     with pytest.raises(SettingError, match=r"data.label_tree.path must be a table .* or null .*, got ''"):
         built(given)
 

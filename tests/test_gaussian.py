@@ -9,7 +9,6 @@ from torch.distributions import Normal, kl_divergence
 
 from fedemb.errors import SettingError
 from fedemb.gaussian import Gaussian, split
-from fedemb.manifolds import manifold
 
 SPACE = Gaussian(0.5, floor=0.1, dtype=torch.float64)
 
@@ -128,7 +127,3 @@ def test_wrong_settings_are_named() -> None:
         Gaussian(0)
     with pytest.raises(SettingError, match=r"task\.floor must be in \(0, 1\], got 2"):
         Gaussian(1, floor=2)
-
-
-def test_it_has_a_name() -> None:
-    assert manifold("gaussian").name == "gaussian"

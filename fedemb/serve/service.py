@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedemb.build import rebuild
 from fedemb.errors import DataError, SettingError
+from fedemb.gaussian import Gaussian
 from fedemb.manifolds import manifold
 from fedemb.model import Run
 from fedemb.serve.fields import Fields
@@ -25,7 +26,7 @@ from fedemb.serve.queue import Queue
 from fedemb.serve.rows import Change, Rows, Version
 from fedemb.serve.settings import Settings
 from fedemb.serve.state import FOLDER, newest, read_facts, read_tensors, tables_of
-from fedemb.types import Table, Task, Temporal
+from fedemb.types import Manifold, Table, Task, Temporal
 
 _log = logging.getLogger("fedemb")
 
@@ -192,7 +193,10 @@ def _table_of(run: Run, name: str, tensor: Tensor) -> Table:
     facts = next(table for table in run.facts["tables"] if table["name"] == name)
     dtype = str(tensor.dtype).removeprefix("torch.")
     curvature = facts["curvature"] or -1.0  # flat space has no use for it
-    space = manifold(facts["manifold"], curvature, dtype)
+    if facts["manifold"] == "gaussian":
+        space: Manifold = Gaussian(facts["prior_precision"], dtype=tensor.dtype)
+    else:
+        space = manifold(facts["manifold"], curvature, dtype)
     return Table(
         name,
         facts["rows"],
