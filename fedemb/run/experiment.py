@@ -81,6 +81,11 @@ def check_baselines(config: DictConfig, parts: Parts) -> None:
             raise SettingError(
                 f"baselines={name} needs data that clients measure a model on: a held-out split"
             )
+        if name == FINE_TUNED and learns_at_server(parts.training):
+            raise SettingError(
+                f"baselines={name} needs local steps that lead somewhere: train.reduction=mean, got sum, with which it "
+                "is the server that learns"
+            )
 
 
 def describe_data(parts: Parts) -> str:

@@ -201,6 +201,14 @@ def test_fine_tuned_needs_something_to_measure_at_clients() -> None:
         check_baselines(config, build(config))
 
 
+def test_fine_tuned_needs_clients_that_learn() -> None:
+    config = compose_config([*GAUSSIAN, "baselines=[fine_tuned]"])
+    with pytest.raises(
+        SettingError, match=r"baselines=fine_tuned needs local steps .* train\.reduction=mean"
+    ):
+        check_baselines(config, build(config))
+
+
 @pytest.mark.parametrize(
     ("cohort", "expected"),
     [(["cohort=full"], 10), (["cohort=uniform", "cohort.size=3"], 3), (["cohort=poisson"], 1)],
