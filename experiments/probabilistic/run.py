@@ -32,9 +32,10 @@ MODELS: dict[str, list[str]] = {
     "gaussian": [],
     "point": ["task.posterior=point"],
     "means of natural parameters": ["aggregate.rows=fedavg"],
-    "means of moments": ["aggregate.rows=fedavg", "aggregate.mean=coordinates"],
+    "means of moments": ["aggregate.rows=ratio", "aggregate.mean=coordinates"],
+    "means of moments, all clients": ["aggregate.rows=fedavg", "aggregate.mean=coordinates"],
 }
-SEVERAL = ("gaussian", "point")  # trained with every seed
+SEVERAL = ("gaussian", "point", "means of moments")  # trained with every seed
 
 
 def done() -> list[dict[str, Any]]:
