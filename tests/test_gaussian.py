@@ -28,7 +28,7 @@ def test_exp_and_log_are_inverse() -> None:
     assert SPACE.exp(x, torch.zeros(6, dtype=torch.float64)).equal(x)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31), st.integers(1, 6))
 def test_tangents_of_several_clients_add_up_as_natural_parameters(seed: int, clients: int) -> None:
     """L = L0 + sum(Li - L0) and L m = L0 m0 + sum(Li mi - L0 m0)."""

@@ -87,7 +87,7 @@ def test_equals_the_definition(space: Manifold, radius: float) -> None:
     np.testing.assert_allclose(precision, expected_precision, rtol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_nodes=st.integers(2, 25),

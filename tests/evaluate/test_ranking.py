@@ -44,7 +44,7 @@ level = st.sampled_from([0.0, 1.0, 2.0])
 some_items = st.lists(st.integers(0, 5), max_size=5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.lists(level, min_size=6, max_size=6), some_items, some_items), min_size=1, max_size=3
@@ -65,7 +65,7 @@ def test_equals_the_mean_over_all_orders(
             np.testing.assert_allclose(ours[name], expected, atol=1e-12, err_msg=name)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 400), st.integers(1, 6))
 def test_distinct_scores_equal_a_plain_sort(seed: int, num_items: int, num_clients: int) -> None:
     generator = np.random.default_rng(seed)

@@ -79,7 +79,7 @@ def test_equals_the_definition(space: Manifold, radius: float, seed: int) -> Non
     assert chain_order(points, space, taxonomy) == in_order / num_chains
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_nodes=st.integers(2, 20),
@@ -197,7 +197,7 @@ def test_points_that_are_lost_are_infinitely_far(space: Manifold, broken: float)
     assert chain_order(everything, space, taxonomy) == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=2, max_size=40))
 def test_norm_depth_correlation_is_spearmans(pairs: list[tuple[int, int]]) -> None:
     radius, depth = np.array(pairs).T
@@ -209,7 +209,7 @@ def test_norm_depth_correlation_is_spearmans(pairs: list[tuple[int, int]]) -> No
         assert ours == pytest.approx(stats.spearmanr(radius, depth).statistic, abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from([0.0, 1.5, -2.0, 3.0, math.inf]), max_size=20))
 def test_average_ranks_are_scipys(values: list[float]) -> None:
     np.testing.assert_array_equal(average_ranks(np.array(values)), stats.rankdata(values))

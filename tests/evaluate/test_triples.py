@@ -251,7 +251,7 @@ def test_constant_scores_are_chance() -> None:
 a_score = st.sampled_from([0.0, 1.0, 2.0, float("nan"), float("inf"), float("-inf")])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(
@@ -279,7 +279,7 @@ def test_filtered_ranks_of_anything(
         assert rank == slow_rank(row, answer, (own if restricted else {*range(5)}) - known)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(st.integers(-4, 4) | st.floats(-10, 10, width=16), st.booleans()), min_size=1, max_size=12

@@ -81,7 +81,7 @@ def test_diameters_and_points_are_straight(start: tuple[float, float], end: tupl
 # Projection
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(dim=st.integers(1, 6), seed=st.integers(0, 1000), radius=st.floats(0.1, 18))
 def test_depth_is_kept(dim: int, seed: int, radius: float) -> None:
     generator = np.random.default_rng(seed)
@@ -155,7 +155,7 @@ def test_what_is_in_two_branches_belongs_to_the_smaller() -> None:
     assert labels[shared] == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), num_nodes=st.integers(2, 80), max_branches=st.integers(1, 12))
 def test_branches_of_any_graph(seed: int, num_nodes: int, max_branches: int) -> None:
     generator = np.random.default_rng(seed)
