@@ -32,7 +32,12 @@ MODELS: dict[str, list[str]] = {
     "gaussian": [],
     "point": ["task.posterior=point"],
     "means of natural parameters": ["aggregate.rows=fedavg"],
-    "means of moments": ["aggregate.rows=ratio", "aggregate.mean=coordinates"],
+    "means of moments": [
+        "aggregate.rows=ratio",
+        "aggregate.mean=coordinates",
+        "task.prior_precision=0.03",
+        "task.label_prior_precision=0.01",
+    ],
     "means of moments, all clients": ["aggregate.rows=fedavg", "aggregate.mean=coordinates"],
 }
 SEVERAL = ("gaussian", "point", "means of moments")  # trained with every seed
