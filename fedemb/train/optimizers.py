@@ -101,6 +101,17 @@ class LocalOptimizer(Protocol):
         """
         ...
 
+    def follow(
+        self,
+        parameter: Parameter,
+        rows: Tensor,
+        frame: Tensor,
+        learning_rate: float,
+        max_step: float | None = None,
+    ) -> None:
+        """As ``step``, of different ``rows`` whose gradients ``(rows, dim)`` are in the frame at each of them."""
+        ...
+
 
 def _state(parameter: Parameter, name: str, width: int) -> Tensor:
     if name not in parameter.state:
@@ -116,11 +127,11 @@ def _summed(parameter: Parameter, rows: Tensor, gradient: Tensor) -> tuple[Tenso
     return unique, add_rows_(total, position, gradient)
 
 
-def _in_frame(parameter: Parameter, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unique rows, where they are, and their summed Riemannian gradients in the orthonormal frame there."""
+def _in_frame(parameter: Parameter, rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Unique rows, and their summed Riemannian gradients in the orthonormal frame where they are."""
     unique, total = _summed(parameter, rows, gradient)
     start, manifold = parameter.points.index_select(0, unique), parameter.manifold
-    return unique, start, manifold.to_frame(start, manifold.riemannian_gradient(start, total))
+    return unique, manifold.to_frame(start, manifold.riemannian_gradient(start, total))
 
 
 def _shortening(length: Tensor, longest: float) -> Tensor:
@@ -128,10 +139,8 @@ def _shortening(length: Tensor, longest: float) -> Tensor:
     return (longest / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1.0).unsqueeze(1)
 
 
-def _move(
-    parameter: Parameter, rows: Tensor, start: Tensor, frame_step: Tensor, max_step: float | None
-) -> None:
-    manifold = parameter.manifold
+def _move(parameter: Parameter, rows: Tensor, frame_step: Tensor, max_step: float | None) -> None:
+    manifold, start = parameter.manifold, parameter.points.index_select(0, rows)
     if max_step is not None:
         frame_step = frame_step * _shortening(frame_step.norm(dim=1), max_step)
     end = manifold.project(manifold.exp(start, manifold.from_frame(start, frame_step)))
@@ -164,6 +173,16 @@ class SGD:
             tangent = tangent * _shortening(manifold.norm(start, tangent), max_step)
         parameter.points[unique] = manifold.project(manifold.exp(start, tangent))
 
+    def follow(
+        self,
+        parameter: Parameter,
+        rows: Tensor,
+        frame: Tensor,
+        learning_rate: float,
+        max_step: float | None = None,
+    ) -> None:
+        _move(parameter, rows, frame * -learning_rate, max_step)
+
 
 @dataclass(frozen=True)
 class Adagrad:
@@ -186,12 +205,22 @@ class Adagrad:
         learning_rate: float,
         max_step: float | None = None,
     ) -> None:
-        unique, start, frame = _in_frame(parameter, rows, gradient)
+        unique, frame = _in_frame(parameter, rows, gradient)
+        self.follow(parameter, unique, frame, learning_rate, max_step)
+
+    def follow(
+        self,
+        parameter: Parameter,
+        rows: Tensor,
+        frame: Tensor,
+        learning_rate: float,
+        max_step: float | None = None,
+    ) -> None:
         squares = _state(parameter, "squares", frame.shape[1])
-        grown = squares.index_select(0, unique).addcmul_(frame, frame)
-        squares[unique] = grown
-        step = frame.div_(grown.sqrt_().add_(self.epsilon)).mul_(-learning_rate)
-        _move(parameter, unique, start, step, max_step)
+        grown = squares.index_select(0, rows).addcmul_(frame, frame)
+        squares[rows] = grown
+        step = frame.div(grown.sqrt_().add_(self.epsilon)).mul_(-learning_rate)
+        _move(parameter, rows, step, max_step)
 
 
 @dataclass(frozen=True)
@@ -221,16 +250,26 @@ class Adam:
         learning_rate: float,
         max_step: float | None = None,
     ) -> None:
-        unique, start, frame = _in_frame(parameter, rows, gradient)
+        unique, frame = _in_frame(parameter, rows, gradient)
+        self.follow(parameter, unique, frame, learning_rate, max_step)
+
+    def follow(
+        self,
+        parameter: Parameter,
+        rows: Tensor,
+        frame: Tensor,
+        learning_rate: float,
+        max_step: float | None = None,
+    ) -> None:
         mean, square = _state(parameter, "mean", frame.shape[1]), _state(parameter, "square", frame.shape[1])
         age = _state(parameter, "age", 1)
-        m = mean.index_select(0, unique).mul_(self.beta1).add_(frame, alpha=1 - self.beta1)
-        v = square.index_select(0, unique).mul_(self.beta2).addcmul_(frame, frame, value=1 - self.beta2)
-        t = age.index_select(0, unique).add_(1)
-        mean[unique], square[unique], age[unique] = m, v, t
+        m = mean.index_select(0, rows).mul_(self.beta1).add_(frame, alpha=1 - self.beta1)
+        v = square.index_select(0, rows).mul_(self.beta2).addcmul_(frame, frame, value=1 - self.beta2)
+        t = age.index_select(0, rows).add_(1)
+        mean[rows], square[rows], age[rows] = m, v, t
         corrected = v.div_(1 - torch.pow(self.beta2, t)).sqrt_().add_(self.epsilon)
         step = m.div_(1 - torch.pow(self.beta1, t)).div_(corrected).mul_(-learning_rate)
-        _move(parameter, unique, start, step, max_step)
+        _move(parameter, rows, step, max_step)
 
 
 OPTIMIZERS: Mapping[str, type[SGD] | type[Adagrad] | type[Adam]] = {

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from fedemb.data.shards import Shards
 from fedemb.manifolds import Euclidean
-from fedemb.train.candidates import candidate_tables, compared
-from fedemb.train.epochs import Epoch, Examples, epoch_of, examples_of, observed, owner_of, to_device
-from fedemb.train.exclusion import known_answers
+from fedemb.train.candidates import candidate_tables
+from fedemb.train.epochs import Epoch, Examples, epoch_of, examples_of, observed, to_device
+from fedemb.train.local import Local, candidates_of, gather, lasting
 from fedemb.train.optimizers import LocalOptimizer, OptimizerMemory, Parameter
 from fedemb.train.personal import PersonalRows
 from fedemb.train.phases import WHOLE, Phase, in_turn
-from fedemb.train.ragged import chunk_bounds, localise
+from fedemb.train.ragged import chunk_bounds
 from fedemb.types import Candidates, Int64, ListwiseTask, RowUpdates, Table, Task, Updates
 
 STATEFUL, RECONSTRUCTED = "stateful", "reconstructed"
@@ -132,101 +132,9 @@ class LocalTraining:
         return self.learning_rate * self.decay ** (round - self.burn_in_rounds - 1)
 
 
-def _keys(table: Table, epoch: Epoch) -> Tensor:
-    """(owner, id) of every lookup, and then of every draw, as one number."""
-    lookups = epoch.ids[table.name] + (owner_of(table, epoch) * table.num_rows)[:, None]
-    draw = epoch.draws.get(table.name)
-    if draw is None:
-        return lookups.view(-1)
-    return torch.cat((lookups.view(-1), (draw.ids + (draw.owner * table.num_rows)[:, None]).view(-1)))
-
-
-@dataclass(frozen=True)
-class _Local:
-    """A cohort's copy of a table's rows: what was received, what is trained, which row is whose.
-
-    ``keys`` are ``owner * num_rows + id``, ascending; ``lookups`` and ``draws`` are positions among them, by epoch.
-    """
-
-    table: Table
-    keys: Tensor
-    received: Tensor
-    parameter: Parameter
-    lookups: list[Tensor]
-    draws: list[Tensor]
-
-
-def _lasting(table: Table, keys: Tensor, clients: Int64) -> Tensor:
-    """The keys by client id, not by place in a chunk; still ascending."""
-    if not table.shared:
-        return keys
-    client = torch.from_numpy(clients).to(keys.device)[keys // table.num_rows]
-    return client * table.num_rows + keys % table.num_rows
-
-
-def _gather(
-    table: Table,
-    epochs: list[Epoch],
-    clients: Int64,
-    received: Mapping[str, Tensor],
-    personal: Mapping[str, PersonalRows],
-    seed: int,
-    device: torch.device,
-    memory: OptimizerMemory | None,
-) -> _Local:
-    keys, num_clients = [_keys(table, epoch) for epoch in epochs], len(clients)
-    if table.shared:
-        unique, position = localise(torch.cat(keys), num_clients * table.num_rows)
-        rows = unique % table.num_rows if num_clients > 1 else unique
-        points = received[table.name].index_select(0, rows.to(device))
-    else:
-        store = personal[table.name]
-        unique, position = localise(torch.cat(keys), (store.first + len(store.known)) * table.num_rows)
-        points = store.gather(unique, seed).to(device)
-    lookups, draws = [], []
-    for epoch, own in zip(epochs, torch.split(position.to(device), [len(k) for k in keys]), strict=True):
-        shape = epoch.ids[table.name].shape
-        lookups.append(own[: shape.numel()].view(shape))
-        draw = epoch.draws.get(table.name)
-        draws.append(own[shape.numel() :].view(draw.ids.shape if draw is not None else (0, 0)))
-    unique = unique.to(device)
-    state = {} if memory is None else memory.take(table.name, _lasting(table, unique, clients))
-    parameter = Parameter(points.clone(), table.manifold, state)
-    return _Local(table, unique, points, parameter, lookups, draws)
-
-
-def _candidates(
-    task: Task, local: _Local, examples: Examples, epoch: Epoch, number: int, step: int
-) -> tuple[Candidates, Tensor] | None:
-    """What the examples of a step are compared with of a table, if anything, and the rows that these are."""
-    draw, lines = epoch.draws.get(local.table.name), slice(epoch.steps[step], epoch.steps[step + 1])
-    owner = owner_of(local.table, epoch)[lines]
-    if draw is not None:
-        drawn = draw.draw[draw.bounds[step] : draw.bounds[step + 1]]
-        positions, weight = local.draws[number][drawn], draw.weight[drawn]
-        client = torch.searchsorted(draw.owner[drawn], owner)
-    elif any(table is local.table for table, _ in candidate_tables(task)):
-        holders, client = torch.unique(owner, return_inverse=True)
-        first, end = (torch.searchsorted(local.keys, (holders + n) * local.table.num_rows) for n in (0, 1))
-        sizes = end - first
-        place = torch.arange(int(sizes.max()), device=owner.device)
-        positions = first[:, None] + torch.minimum(place, sizes[:, None] - 1)
-        weight = (place < sizes[:, None]).double()
-    else:
-        return None
-    answers = None
-    if epoch.known is not None and examples.known is not None:
-        example, answer = known_answers(examples.known, epoch.known[lines], examples.bounds[1])
-        keys = owner[example] * local.table.num_rows + answer
-        at = torch.searchsorted(local.keys, keys).clamp_(max=len(local.keys) - 1)
-        answers = example, torch.where(local.keys[at] == keys, at, -1)
-    points, at = local.parameter.points, local.lookups[number][lines]
-    return compared(points, positions, weight, client, at, answers), positions.reshape(-1)
-
-
 def _step(
     task: Task,
-    locals_: list[_Local],
+    locals_: list[Local],
     dense: Mapping[str, Parameter],
     examples: Examples,
     epoch: Epoch,
@@ -248,7 +156,7 @@ def _step(
         rows[name] = at.reshape(-1)
         vectors[name] = points.index_select(0, rows[name]).view(size, -1, points.shape[1])
         vectors[name].requires_grad_(name not in frozen)
-        found = _candidates(task, local, examples, epoch, number, step)
+        found = candidates_of(task, local, examples, epoch, number, step)
         if found is not None:
             candidates[name], positions = found
             rows[name] = torch.cat((rows[name], positions))
@@ -281,7 +189,7 @@ def _step(
     return loss.detach()
 
 
-def _row_updates(local: _Local, epochs: Sequence[Epoch], num_clients: int) -> RowUpdates:
+def _row_updates(local: Local, epochs: Sequence[Epoch], num_clients: int) -> RowUpdates:
     table, manifold = local.table, local.table.manifold
     trained = local.parameter.points
     values = manifold.to_frame(local.received, manifold.log(local.received, trained))
@@ -324,7 +232,7 @@ def _train_chunk(
         )
         for number in range(settings.epochs)
     ]
-    locals_ = [_gather(t, epochs, clients, tables, personal, seed, device, memory) for t in task.tables]
+    locals_ = [gather(t, epochs, clients, tables, personal, seed, device, memory) for t in task.tables]
     ids = torch.from_numpy(clients).to(device)
     epochs = [to_device(epoch, device) for epoch in epochs]
     if examples.known is not None:
@@ -352,7 +260,7 @@ def _train_chunk(
     moved_dense = [d for d in task.dense if d.name not in phase.frozen]
     if memory is not None:
         for local in moved:
-            memory.put(local.table.name, _lasting(local.table, local.keys, clients), local.parameter.state)
+            memory.put(local.table.name, lasting(local.table, local.keys, clients), local.parameter.state)
         for d in moved_dense:
             memory.put(d.name, ids, copies[d.name].state)
     for local in moved:
