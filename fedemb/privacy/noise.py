@@ -1,8 +1,8 @@
-"""Noise that protects somebody: Gaussian numbers from the operating system's entropy, or reproducible ones for studies.
+"""Noise that protects somebody: Gaussian numbers from the operating system's entropy, or reproducible for studies.
 
-A system noise draws a 256-bit key from the operating system for each call and stretches it with AES-256 in counter mode, so
-whoever saw some of the noise cannot foretell the rest. A seeded noise has the same distribution and is known to
-everybody who knows the seed: it makes runs reproducible, and protects nobody.
+A system noise draws a 256-bit key from the operating system for each call and stretches it with AES-256 in counter
+mode, so whoever saw some of the noise cannot foretell the rest. A seeded noise has the same distribution, and is known
+to everybody who knows the seed: it makes runs reproducible, and protects nobody.
 
 Floating-point noise has gaps that tell about what it was added to (Mironov, "On Significance of the Least Significant
 Bits for Differential Privacy", CCS 2012); only the integers of ``privacy=client_distributed`` are free of that.
@@ -34,7 +34,7 @@ def system_bits(count: int) -> UInt64:
     out = np.empty(8 * count + 15, dtype=np.uint8)
     for start in range(0, 8 * count, len(_BLOCK)):
         block = _BLOCK[: 8 * count - start]
-        encrypt.update_into(block, memoryview(out)[start : start + len(block) + 15])
+        encrypt.update_into(block, memoryview(out.data)[start : start + len(block) + 15])
     return out[: 8 * count].view(np.uint64)
 
 

@@ -30,9 +30,10 @@ class Factorization:
         num_items: Height of the item tables.
         cdf: ``(num_items,)`` cumulative distribution of negatives.
         dim: Dimensions.
-        negatives: Draws per example and epoch; those in the client's training set do not count.
+        negatives: Draws per example and epoch.
         objective: ``bpr`` or ``logistic``.
         bias: Whether items have a bias (their popularity).
+        exclude_known: Whether draws that are in the client's training set do not count; else all but the example's own.
 
     Reference: Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009, section 4;
     Ammad-ud-din et al., "Federated Collaborative Filtering", 2019 (client factors stay at home).
@@ -45,6 +46,7 @@ class Factorization:
     objective: str
     bias: bool
     init_scale: float
+    exclude_known: bool = True
 
     @staticmethod
     def build(
@@ -55,6 +57,7 @@ class Factorization:
         bias: bool,
         noise_power: float,
         init_scale: float,
+        exclude_known: bool = True,
     ) -> Factorization:
         """The task for these data.
 
@@ -72,7 +75,7 @@ class Factorization:
             raise SettingError(f"task.init_scale must be > 0, got {init_scale}; 0.1 is usual")
         vocabulary = dataset.vocabularies["item"]
         cdf = noise_cdf(vocabulary, noise_power)
-        return Factorization(len(vocabulary), cdf, dim, negatives, objective, bias, init_scale)
+        return Factorization(len(vocabulary), cdf, dim, negatives, objective, bias, init_scale, exclude_known)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
@@ -92,7 +95,7 @@ class Factorization:
 
     @property
     def exclusion(self) -> Exclusion | None:
-        return Exclusion(None, "item", "negatives")
+        return Exclusion(None, "item", "negatives") if self.exclude_known else None
 
     def examples(self, shards: Shards) -> Shards:
         names = [name for name in ("item", "weight", "owner") if name in shards.columns]
@@ -111,7 +114,9 @@ class Factorization:
         if self.bias:
             scores = scores + vectors["bias"][..., 0]
         positive, negative = scores[:, :1], scores[:, 1:]
-        known = batch["known"]
+        known = batch["negatives"] == batch["item"][:, None]
+        if "known" in batch:
+            known = known | batch["known"]
         if self.objective == "bpr":
             counted = (~known).sum(1).clamp_(min=1)
             return softplus(negative - positive).masked_fill(known, 0.0).sum(1) / counted

@@ -33,8 +33,8 @@ class KnowledgeGraph:
 
     - ``one_vs_all``: cross entropy of the answer among all entities, or among those that the client holds;
     - ``sampled``: ``-log sigmoid(s + margin) / 2 - sum of p log sigmoid(-(n + margin)) / 2`` with p the softmax of
-      ``temperature * n`` over the negatives (a constant in the gradient), those that the client knows to be true
-      left out;
+      ``temperature * n`` over the negatives (a constant in the gradient), the answer itself
+      left out, and those that the client knows to be true with ``exclude_known``;
 
     plus ``n3`` times the sum of the cubed moduli of head, relation and tail.
 
@@ -55,6 +55,7 @@ class KnowledgeGraph:
         relations: ``shared``, or ``personal``: then they never leave their client.
         n3: Weight of the nuclear 3-norm.
         init_scale: Rows start uniform in ``[-init_scale, init_scale]``.
+        exclude_known: Whether draws that the client knows to be true do not count, for ``sampled``.
 
     Reference: Lacroix, Usunier, Obozinski, "Canonical Tensor Decomposition for Knowledge Base Completion", ICML 2018,
     sections 4.1 and 5 (full softmax, reciprocals, N3 without its factor 1/3, as in the authors' code); Sun et al.,
@@ -74,6 +75,7 @@ class KnowledgeGraph:
     relations: str
     n3: float
     init_scale: float
+    exclude_known: bool = True
 
     @staticmethod
     def build(
@@ -89,6 +91,7 @@ class KnowledgeGraph:
         relations: str,
         n3: float,
         init_scale: float,
+        exclude_known: bool = True,
     ) -> KnowledgeGraph:
         """The task for these data; ``margin`` None is the model's own.
 
@@ -130,6 +133,7 @@ class KnowledgeGraph:
             relations,
             n3,
             init_scale,
+            exclude_known,
         )
 
     @property
@@ -162,7 +166,8 @@ class KnowledgeGraph:
 
     @property
     def exclusion(self) -> Exclusion | None:
-        return None if self.candidates else Exclusion("question", "answer", "negatives")
+        asked = self.exclude_known and not self.candidates
+        return Exclusion("question", "answer", "negatives") if asked else None
 
     def examples(self, shards: Shards) -> Shards:
         return questions(shards, self.num_relations)
@@ -211,7 +216,9 @@ class KnowledgeGraph:
     def _contrast(self, scores: Tensor, batch: Batch) -> Tensor:
         scores = scores + self.margin
         positive, negative = scores[:, 0], scores[:, 1:]
-        known = (batch["negatives"] == batch["answer"][:, None]) | batch["known"]
+        known = batch["negatives"] == batch["answer"][:, None]
+        if "known" in batch:
+            known = known | batch["known"]
         hardness = (self.temperature * negative.detach()).masked_fill(known, float("-inf"))
         share = torch.softmax(hardness, dim=1).nan_to_num(0.0)  # where every negative is a true answer
         return -(logsigmoid(positive) + (share * logsigmoid(-negative)).sum(1)) / 2

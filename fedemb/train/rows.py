@@ -31,6 +31,8 @@ from fedemb.train.local import Local, candidates_of, gather, lasting
 from fedemb.train.optimizers import LocalOptimizer, OptimizerMemory, Parameter
 from fedemb.train.personal import PersonalRows
 from fedemb.train.phases import WHOLE, Phase, in_turn
+from fedemb.train.poisson import Sampling, poisson_epoch
+from fedemb.train.private import ExamplePrivacy, PrivateSteps
 from fedemb.train.ragged import chunk_bounds
 from fedemb.types import Candidates, Int64, ListwiseTask, RowUpdates, Table, Task, Updates
 
@@ -66,6 +68,8 @@ class LocalTraining:
         reconstruction_start: Where rows begin: ``initial``, as a table's do, or ``origin`` of their space.
         reduction: The loss of a batch is the ``mean`` or the ``sum`` over its examples.
         share: Of a client's examples, those that a round trains on; each has its turn once in ``1 / share`` rounds.
+        privacy: What protects each example; None: nothing. Batches are then Poisson samples, of ``batch_size`` on
+            average.
     """
 
     optimizer: LocalOptimizer
@@ -87,6 +91,7 @@ class LocalTraining:
     reconstruction_start: str = INITIAL
     reduction: str = MEAN
     share: float = 1.0
+    privacy: ExamplePrivacy | None = None
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -131,6 +136,10 @@ class LocalTraining:
             return self.learning_rate * self.burn_in_factor
         return self.learning_rate * self.decay ** (round - self.burn_in_rounds - 1)
 
+    def dense_rate(self, round: int) -> float:
+        """That of dense parameters."""
+        return self.rate(round) * (self.dense_learning_rate or self.learning_rate) / self.learning_rate
+
 
 def _step(
     task: Task,
@@ -141,7 +150,7 @@ def _step(
     number: int,
     step: int,
     settings: LocalTraining,
-    rate: float,
+    round: int,
     frozen: frozenset[str],
 ) -> Tensor:
     """One batch of every client that has one; returns the loss of its examples."""
@@ -182,10 +191,11 @@ def _step(
         gradient = of_vectors[name].reshape(-1, width)
         if name in candidates:
             gradient = torch.cat((gradient, of_candidates[name].reshape(-1, width)))
-        settings.optimizer.step(local.parameter, rows[name], gradient, rate, settings.max_step)
-    dense_rate = rate * (settings.dense_learning_rate or settings.learning_rate) / settings.learning_rate
+        settings.optimizer.step(
+            local.parameter, rows[name], gradient, settings.rate(round), settings.max_step
+        )
     for name in own.keys() - frozen:
-        settings.optimizer.step(dense[name], client, of_vectors[name], dense_rate)
+        settings.optimizer.step(dense[name], client, of_vectors[name], settings.dense_rate(round))
     return loss.detach()
 
 
@@ -219,20 +229,21 @@ def _train_chunk(
     if settings.share < 1:
         seen = in_turn(shards.offsets, clients, settings.share, seed, round)
     examples = examples_of(task, shards, clients, seen)
-    epochs = [
-        epoch_of(
-            task,
-            examples,
-            settings.batch_size,
-            seed,
-            round,
-            phase.first_epoch + number,
-            clients,
-            settings.reduction == SUM,
-        )
-        for number in range(settings.epochs)
-    ]
-    locals_ = [gather(t, epochs, clients, tables, personal, seed, device, memory) for t in task.tables]
+    numbers = range(phase.first_epoch, phase.first_epoch + settings.epochs)
+    summed, private = settings.reduction == SUM, settings.privacy
+    if private is None:
+        epochs = [
+            epoch_of(task, examples, settings.batch_size, seed, round, number, clients, summed)
+            for number in numbers
+        ]
+    else:
+        coins = private.noise.coins(seed)
+        epochs = [
+            poisson_epoch(task, examples, settings.batch_size, seed, coins, round, number, clients)
+            for number in numbers
+        ]
+    whole = private is not None
+    locals_ = [gather(t, epochs, clients, tables, personal, seed, device, memory, whole) for t in task.tables]
     ids = torch.from_numpy(clients).to(device)
     epochs = [to_device(epoch, device) for epoch in epochs]
     if examples.known is not None:
@@ -246,16 +257,27 @@ def _train_chunk(
         for d in task.dense
     }
     rate = settings.rate(round)
+    steps = None
+    if private is not None:
+        sampling = Sampling.of(shards.sizes, settings.batch_size)
+        steps = PrivateSteps.of(
+            task, private, settings.optimizer, settings.max_step, rate, settings.dense_rate(round), round,
+            clients, sampling, summed, locals_, copies,
+        )  # fmt: skip
     loss = torch.zeros(len(clients), dtype=torch.float64, device=device)
     trained_on = torch.zeros(len(clients), dtype=torch.float64, device=device)
     for number, epoch in enumerate(epochs):
         losses = [
-            _step(task, locals_, copies, examples, epoch, number, step, settings, rate, phase.frozen)
+            _step(task, locals_, copies, examples, epoch, number, step, settings, round, phase.frozen)
+            if steps is None
+            else steps.step(examples, epoch, number, step)
             for step in range(len(epoch.steps) - 1)
         ]
         if losses:
             loss.scatter_add_(0, epoch.client, torch.cat(losses).double())
         trained_on += torch.bincount(epoch.client, minlength=len(clients))
+    if steps is not None:
+        steps.finish(len(epochs))
     moved = [local for local in locals_ if local.table.name not in phase.frozen]
     moved_dense = [d for d in task.dense if d.name not in phase.frozen]
     if memory is not None:
