@@ -355,7 +355,10 @@ def _build(config: Any) -> Parts:
     training = _training(config.train)
     if any(isinstance(table.manifold, Gaussian) for table in task.tables):
         check_evidence(
-            training, aggregate.rows, aggregate.weights, sampler.expected(num_eligible) < num_eligible
+            training,
+            aggregate.rows,
+            aggregate.weights,
+            sampler.participation(num_eligible).size < num_eligible,
         )
     if training.personal == RECONSTRUCTED and len(shared) == len(task.tables):
         raise SettingError(

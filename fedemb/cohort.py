@@ -8,7 +8,7 @@ import numpy as np
 
 from fedemb.errors import SettingError
 from fedemb.seeds import generator
-from fedemb.types import Int64
+from fedemb.types import Int64, Participation
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Full:
     def check(self, num_eligible: int) -> None:
         """Every population will do."""
 
-    def expected(self, num_eligible: int) -> float:
-        """Mean size of a cohort."""
-        return float(num_eligible)
+    def participation(self, num_eligible: int) -> Participation:
+        """Everybody, in every round."""
+        return Participation("full", num_eligible, float(num_eligible))
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Uniform:
                 "use a smaller one or cohort=full"
             )
 
-    def expected(self, num_eligible: int) -> float:
-        """Mean size of a cohort."""
-        return float(self.size)
+    def participation(self, num_eligible: int) -> Participation:
+        """So many different ones, and maybe the same again in the next round."""
+        return Participation("fixed", num_eligible, float(self.size))
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,36 @@ class Poisson:
     def check(self, num_eligible: int) -> None:
         """Every population will do."""
 
-    def expected(self, num_eligible: int) -> float:
-        """Mean size of a cohort."""
-        return self.rate * num_eligible
+    def participation(self, num_eligible: int) -> Participation:
+        """A coin for each."""
+        return Participation("poisson", num_eligible, self.rate * num_eligible)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """``size`` clients in a random order that stays: each has its turn once in so many rounds, and never sooner.
+
+    No amplification by sampling, for who takes part is foreseen; but a bound on how often and how soon again, which
+    correlated noise needs. Where the clients do not fill the last cohort of an order, it is smaller.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"cohort.size must be at least 1, got {self.size}")
+
+    def __call__(self, seed: int, round: int, eligible: Int64) -> Int64:
+        order = generator(seed, "turns", 0).permutation(len(eligible))
+        num_turns = -(-len(eligible) // self.size)
+        turn = (round - 1) % num_turns
+        return eligible[np.sort(order[turn * self.size : (turn + 1) * self.size])]
+
+    def check(self, num_eligible: int) -> None:
+        """Raises SettingError if there are fewer clients than a cohort needs."""
+        Uniform(self.size).check(num_eligible)
+
+    def participation(self, num_eligible: int) -> Participation:
+        """Each once in as many rounds as there are cohorts."""
+        num_turns = -(-num_eligible // self.size)
+        return Participation("turns", num_eligible, num_eligible / max(1, num_turns), num_turns)

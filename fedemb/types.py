@@ -419,11 +419,21 @@ class RowTotal:
 
 @dataclass(frozen=True)
 class Total:
-    """What the aggregator hands to the server optimiser: one step per touched row, in frame coordinates."""
+    """What the aggregator hands to the server optimiser: one step per touched row, in frame coordinates.
+
+    Attributes:
+        tables: Per table.
+        dense: Per dense parameter.
+        num_clients: Clients whose updates are in it.
+        clipped: How many of these were clipped, where they say so.
+        aborted: Whether too few clients were left for anything to be learnt of the round.
+    """
 
     tables: Mapping[str, RowTotal]
     dense: Mapping[str, Tensor]
     num_clients: int
+    clipped: float = 0.0
+    aborted: bool = False
 
 
 @dataclass(frozen=True)
@@ -583,10 +593,17 @@ class Fitted(Evaluation, Protocol):
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage may know: the round and the clip-free facts about the model."""
+    """What a stage may know.
+
+    Attributes:
+        seed: The run's seed.
+        round: The round.
+        clip_norm: The bound that the server asks for in this round; None: the stage's own.
+    """
 
     seed: int
     round: int
+    clip_norm: float | None = None
 
 
 class Stage(Protocol):
@@ -603,11 +620,42 @@ class Stage(Protocol):
     def on_server(self, total: Total, context: StageContext) -> Total: ...
 
 
+@runtime_checkable
+class Stateful(Stage, Protocol):
+    """A stage whose server half remembers something from round to round."""
+
+    @property
+    def clip_norm(self) -> float:
+        """The bound on updates of the next round."""
+        ...
+
+    def state(self) -> dict[str, Tensor]: ...
+    def restore(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 class Aggregator(Protocol):
     """Turns a cohort's updates into a total. ``add`` may be called many times a round."""
 
     def add(self, updates: Updates, tables: Mapping[str, Tensor]) -> None: ...
     def finish(self, tables: Mapping[str, Tensor]) -> Total: ...
+
+
+@dataclass(frozen=True)
+class Participation:
+    """How clients come to take part, for whoever accounts for it.
+
+    Attributes:
+        kind: ``full`` (everybody, always), ``poisson`` (a coin each), ``fixed`` (so many different ones, at random), or
+            ``turns`` (in a fixed order, again and again).
+        population: Clients who may take part.
+        size: Clients of a cohort, on average.
+        separation: Rounds from one participation of a client to its next at the least.
+    """
+
+    kind: str
+    population: int
+    size: float
+    separation: int = 1
 
 
 class CohortSampler(Protocol):
@@ -618,8 +666,8 @@ class CohortSampler(Protocol):
         """Raises SettingError if cohorts cannot be drawn from so many clients."""
         ...
 
-    def expected(self, num_eligible: int) -> float:
-        """Mean size of a cohort."""
+    def participation(self, num_eligible: int) -> Participation:
+        """What an accountant needs to know of it."""
         ...
 
 

@@ -93,6 +93,8 @@ class Plain:
         holders: ``(num_rows,)`` per table: clients of the population that hold each row, for ``heat`` and
             ``population``.
         num_clients: Clients of the population, likewise.
+        public_weight: What ``fedavg`` divides by, whoever came: privacy allows no divisor that follows from data. None:
+            the sum of weights.
     """
 
     tables: tuple[Table, ...]
@@ -100,6 +102,7 @@ class Plain:
     mean: str = "tangent"
     holders: Mapping[str, Tensor] = field(default_factory=dict)
     num_clients: int = 0
+    public_weight: float | None = None
 
     def __post_init__(self) -> None:
         if self.rows not in ROW_RULES:
@@ -117,6 +120,7 @@ class Plain:
         self._dense: dict[str, Tensor] = {}
         self._weight = 0.0
         self._cohort = 0
+        self._clipped = 0.0
 
     def _row_weights(self, rows: RowUpdates, clients: Tensor) -> Tensor:
         if self.rows == "ratio":
@@ -149,12 +153,17 @@ class Plain:
             self._dense[name] = self._dense[name] + weighted if name in self._dense else weighted
         self._weight += float(updates.weights.sum())
         self._cohort += len(updates.clients)
+        if "clipped" in updates.metrics:
+            self._clipped += float(updates.metrics["clipped"].sum())
+
+    def _divisor(self) -> float:
+        return self._weight if self.public_weight is None else self.public_weight
 
     def _denominator(self, name: str, rows: Tensor, weights: Tensor) -> Tensor:
         if self.rows == "sum":
             return torch.ones_like(weights)
         if self.rows == "fedavg":
-            return torch.full_like(weights, self._weight)
+            return torch.full_like(weights, self._divisor())
         if self.rows == "heat":
             expected = self.holders[name].to(weights)[rows] * (self._cohort / max(1, self.num_clients))
             return expected.clamp_(min=1.0)
@@ -184,10 +193,10 @@ class Plain:
         totals = {
             name: self._row_total(name, running, tables[name]) for name, running in self._running.items()
         }
-        divisor = self._weight
+        divisor = self._divisor()
         if self.rows in ("sum", "population"):
             divisor = 1.0 if self.rows == "sum" else self._cohort / max(1, self.num_clients)
         dense = {name: value / divisor for name, value in self._dense.items() if divisor > 0}
-        total = Total(totals, dense, self._cohort)
-        self._running, self._dense, self._weight, self._cohort = {}, {}, 0.0, 0
+        total = Total(totals, dense, self._cohort, self._clipped)
+        self._running, self._dense, self._weight, self._cohort, self._clipped = {}, {}, 0.0, 0, 0.0
         return total

@@ -45,7 +45,7 @@ def passes_of(parts: Parts, training: LocalTraining, rounds: int) -> int:
 def participations(parts: Parts, rounds: int) -> int:
     """Rounds that a client takes part in on average."""
     eligible = int((parts.dataset.train.sizes > 0).sum())
-    return max(1, round(rounds * parts.sampler.expected(eligible) / max(1, eligible)))
+    return max(1, round(rounds * parts.sampler.participation(eligible).size / max(1, eligible)))
 
 
 def scaled(training: LocalTraining, rounds: int, passes: int) -> LocalTraining:

@@ -34,7 +34,7 @@ class Clip:
     """Scales an update down to ``clip_norm`` where it is longer; metric ``clipped`` counts these clients.
 
     Attributes:
-        clip_norm: Largest norm over everything that a client sends.
+        clip_norm: Largest norm over everything that a client sends, where the server asks for no other.
     """
 
     clip_norm: float
@@ -47,7 +47,8 @@ class Clip:
 
     def on_clients(self, updates: Updates, context: StageContext) -> Updates:
         norms = update_norms(updates)
-        factor = (self.clip_norm / norms.clamp(min=self.clip_norm)).nan_to_num(nan=1.0)
+        bound = self.clip_norm if context.clip_norm is None else context.clip_norm
+        factor = (bound / norms.clamp(min=bound)).nan_to_num(nan=1.0)
         tables = {}
         for name, rows in updates.tables.items():
             own = factor[_client_of(rows)].to(rows.values)

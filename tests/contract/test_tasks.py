@@ -22,7 +22,7 @@ from torch import Tensor
 import fedemb.stages
 from fedemb.aggregate.check import select
 from fedemb.aggregate.plain import MEANS, ROW_RULES, Plain
-from fedemb.cohort import Full, Poisson, Uniform
+from fedemb.cohort import Full, Poisson, Turns, Uniform
 from fedemb.config import conf_dir
 from fedemb.data.partition import Natural
 from fedemb.data.shards import Shards, offsets_of
@@ -170,7 +170,12 @@ TASKS: dict[str, Callable[[], tuple[Task, Dataset]]] = {
         KnowledgeGraph, graph(), **{**_GRAPH, "model": "distmult", "relations": "personal", "n3": 0.1}
     ),
 }
-SAMPLERS: dict[str, CohortSampler] = {"full": Full(), "uniform": Uniform(7), "poisson": Poisson(0.3)}
+SAMPLERS: dict[str, CohortSampler] = {
+    "full": Full(),
+    "uniform": Uniform(7),
+    "poisson": Poisson(0.3),
+    "turns": Turns(7),
+}
 STAGES: dict[str, Stage] = {
     "clip": Clip(0.5),
     "weight-examples": Weight("examples"),
@@ -595,7 +600,7 @@ def test_cohort_follows_from_seed_and_round(name: str) -> None:
 def test_every_client_is_taken_as_often_as_promised(name: str) -> None:
     sampler = SAMPLERS[name]
     cohorts = [sampler(0, round, ELIGIBLE) for round in range(1, DRAWS + 1)]
-    rate = sampler.expected(len(ELIGIBLE)) / len(ELIGIBLE)
+    rate = sampler.participation(len(ELIGIBLE)).size / len(ELIGIBLE)
     taken = np.bincount(np.searchsorted(ELIGIBLE, np.concatenate(cohorts)), minlength=len(ELIGIBLE))
     error = 4.5 * np.sqrt(DRAWS * rate * (1 - rate))
     assert np.abs(taken - DRAWS * rate).max() <= error

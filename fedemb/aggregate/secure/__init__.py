@@ -1,0 +1,1 @@
+"""Sums that the server learns without learning what each client sent."""
