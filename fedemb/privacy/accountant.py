@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fedemb.privacy.events import (
+    Composed,
     Event,
     FixedSizeSampled,
     GaussianNoise,
@@ -77,24 +78,23 @@ def epsilon(event: Event, delta: float, accountant: str = "pld") -> float:
     return _epsilon(left, delta - slack, accountant)
 
 
-def largest_epsilon(histories: Iterable[Event], delta: float, accountant: str = "pld") -> float:
-    """The largest epsilon of many histories, such as those of clients with different numbers of examples; 0 of none.
+def worst(histories: Iterable[Event], delta: float, accountant: str = "pld") -> tuple[float, Event]:
+    """The largest epsilon of many histories, and whose it is: those of clients with different numbers of examples, say.
 
     Only as many are accounted for exactly as must be: Renyi divergences bound the exact value from above, so once the
     next bound is below the largest exact value, no other can be larger.
     """
-    distinct = {_canonical(counted(event)): event for event in histories}
-    if accountant == "rdp" or len(distinct) == 1:
-        return max((epsilon(event, delta, accountant) for event in distinct.values()), default=0.0)
-    bounded = sorted(
-        ((epsilon(event, delta, "rdp"), at) for at, event in enumerate(distinct.values())), reverse=True
-    )
-    events, largest = list(distinct.values()), 0.0
-    for bound, at in bounded:
+    events = list({_canonical(counted(event)): event for event in histories}.values())
+    quick = accountant if len(events) == 1 else "rdp"
+    bounds = sorted(((epsilon(event, delta, quick), at) for at, event in enumerate(events)), reverse=True)
+    largest, found = 0.0, Composed(())  # type: tuple[float, Event]
+    for bound, at in bounds:
         if bound <= largest:
             break
-        largest = max(largest, epsilon(events[at], delta, accountant))
-    return largest
+        exact = epsilon(events[at], delta, accountant)
+        if exact > largest:
+            largest, found = exact, events[at]
+    return largest, found
 
 
 def _canonical(counts: dict[Leaf, int]) -> History:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from fedemb.privacy.accountant import epsilon
+from fedemb.privacy.accountant import epsilon, worst
 from fedemb.privacy.events import Event
 
 _TOLERANCE = 1e-4  # relative, of a noise multiplier
@@ -72,24 +72,51 @@ def _bracket(meets: Callable[[float], bool], start: float = 1.0) -> tuple[float,
     return low, high
 
 
-def most_rounds(
-    event_after: Callable[[int], Event], budget: float, delta: float, accountant: str, at_most: int
-) -> int:
-    """Largest number of rounds in ``0 .. at_most`` whose event costs no more than the budget.
+def noise_multiplier_for_all(
+    histories_of: Callable[[float], Iterable[Event]],
+    target_epsilon: float,
+    delta: float,
+    accountant: str = "pld",
+) -> float:
+    """As ``noise_multiplier_for``, for the worst of many histories, which may be another one with other noise.
 
     Args:
-        event_after: All that was done after so many rounds; more rounds must cost more.
-        budget: An epsilon.
+        histories_of: The histories with a given noise multiplier, always in the same order.
+        target_epsilon: Positive.
         delta: In (0, 1).
         accountant: See ``accountant.epsilon``.
-        at_most: Tried first.
+
+    Raises:
+        ValueError: As ``noise_multiplier_for``.
     """
-    if epsilon(event_after(at_most), delta, accountant) <= budget:
-        return at_most
-    low, high = 0, at_most  # low rounds are within the budget, high ones are not
+    needed, z = 0.0, 1.0
+    while True:
+        cost, event = worst(histories_of(z), delta, accountant)
+        if needed and cost <= target_epsilon:
+            return needed
+        at = list(histories_of(z)).index(event) if cost else 0
+        own = noise_multiplier_for(
+            lambda own_z, at=at: list(histories_of(own_z))[at],  # type: ignore[misc]
+            target_epsilon,
+            delta,
+            accountant,
+        )
+        needed = z = max(own, needed * (1 + _TOLERANCE))
+
+
+def most_rounds(cost_after: Callable[[int], float], budget: float, first: int, last: int) -> int:
+    """The last round in ``first - 1 .. last`` after which no more than the budget is spent.
+
+    Args:
+        cost_after: Epsilon after so many rounds; more rounds must cost more.
+        budget: An epsilon.
+        first: The first round that is not yet done.
+        last: The last one that is wanted; tried first.
+    """
+    if cost_after(last) <= budget:
+        return last
+    low, high = first - 1, last  # low rounds are within the budget, or done already; high ones are not
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (
-            (middle, high) if epsilon(event_after(middle), delta, accountant) <= budget else (low, middle)
-        )
+        low, high = (middle, high) if cost_after(middle) <= budget else (low, middle)
     return low

@@ -1,4 +1,4 @@
-"""Integers with a share of the noise: what clients send where only the sum of all may be seen, and not without noise."""
+"""Integers with a share of the noise: what clients send where only the noisy sum of all may be seen."""
 
 from __future__ import annotations
 

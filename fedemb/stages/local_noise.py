@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+
 from fedemb.privacy.noise import Noise
 from fedemb.stages.spread import Layout
 from fedemb.types import StageContext, Total, Updates
