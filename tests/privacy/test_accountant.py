@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fedemb.privacy.accountant import UnknownEventError, epsilon, largest_epsilon
+from fedemb.privacy.accountant import UnknownEventError, epsilon, worst
 from fedemb.privacy.events import (
     Composed,
     Event,
@@ -19,7 +19,7 @@ from fedemb.privacy.events import (
     Slack,
 )
 from fedemb.privacy.gaussian_mechanism import analytic_noise_multiplier, gaussian_delta, gaussian_epsilon
-from fedemb.privacy.solve import most_rounds, noise_multiplier_for
+from fedemb.privacy.solve import most_rounds, noise_multiplier_for, noise_multiplier_for_all
 
 # sigma, q, T, delta -> epsilon by RDP, PLD, PRV: computed with two libraries that share no code.
 TABLE = [
@@ -185,7 +185,8 @@ def test_rounds_that_a_budget_lasts() -> None:
     costs = [epsilon(after(rounds), 1e-5) for rounds in range(1, 25)]
     for budget in (0.5, 1.0, costs[9], 1.5, 99.0):
         expected = sum(cost <= budget for cost in costs)
-        assert most_rounds(after, budget, 1e-5, "pld", 24) == expected
+        assert most_rounds(lambda rounds: epsilon(after(rounds), 1e-5), budget, 1, 24) == expected
+    assert most_rounds(lambda rounds: costs[rounds - 1], costs[9], 13, 24) == 12  # spent before it begins
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
@@ -193,9 +194,21 @@ def test_the_largest_of_many(accountant: str) -> None:
     histories = [
         sampled(1.0, min(1.0, 32 / size), 3 * -(-size // 32)) for size in (5, 31, 40, 64, 200, 1000, 3000)
     ]
-    found = largest_epsilon(histories * 20, 1e-5, accountant)
+    found, event = worst(histories * 20, 1e-5, accountant)
     assert found == max(epsilon(history, 1e-5, accountant) for history in histories)
-    assert largest_epsilon([], 1e-5, accountant) == 0
+    assert found == epsilon(event, 1e-5, accountant)
+    assert worst([], 1e-5, accountant) == (0, Composed(()))
+
+
+def test_a_target_for_all_of_many() -> None:
+    sizes = (5, 40, 200, 1000)
+
+    def histories(sigma: float) -> list[Event]:
+        return [sampled(sigma, min(1.0, 32 / size), 3 * -(-size // 32)) for size in sizes]
+
+    for target in (0.5, 4.0):
+        found = noise_multiplier_for_all(histories, target, 1e-5)
+        assert worst(histories(found), 1e-5)[0] <= target < worst(histories(0.998 * found), 1e-5)[0]
 
 
 def test_the_gaussian_curve() -> None:
