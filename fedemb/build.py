@@ -20,12 +20,16 @@ from torch import Tensor
 
 from fedemb.aggregate.plain import Plain
 from fedemb.config import digest, explain
+from fedemb.data.declared import read_vocabulary
 from fedemb.data.known import with_names_of
 from fedemb.errors import DataError, SettingError
 from fedemb.evaluate.choose import evaluation_for, known_when_measured
 from fedemb.evaluate.confidence import Calibration
 from fedemb.gaussian import Gaussian
 from fedemb.model import Run
+from fedemb.privacy.checks import check_metrics, check_privacy
+from fedemb.privacy.pipeline import Protection, universe_of
+from fedemb.privacy.settings import NONE, PrivacySettings
 from fedemb.server.optimizers import RowOptimizer, Settings
 from fedemb.server.posterior import Posterior, check_evidence
 from fedemb.server.prior import RandomWalk
@@ -50,7 +54,8 @@ class Parts:
         task: What is learnt.
         sampler: Who takes part.
         training: How clients train.
-        stages: What happens to updates on the way.
+        stages: What happens to updates on the way, their client halves.
+        server_stages_of: Fresh stages whose server halves run on totals; they may remember rounds.
         aggregator_of: The aggregator, given ``(num_rows,)`` holders per table and the number of clients.
         want_holders: Whether it needs the holders.
         optimizer_of: A fresh server optimiser.
@@ -58,6 +63,7 @@ class Parts:
         seed: The run's seed.
         digest: Digest of the configuration.
         device: Where tables live.
+        protection: The mode of privacy; None where nobody is protected.
     """
 
     dataset: Dataset
@@ -65,6 +71,7 @@ class Parts:
     sampler: CohortSampler
     training: LocalTraining
     stages: tuple[Stage, ...]
+    server_stages_of: Callable[[], tuple[Stage, ...]]
     aggregator_of: Callable[[dict[str, Tensor], int], Aggregator]
     want_holders: bool
     optimizer_of: Callable[[], ServerOptimizer]
@@ -72,6 +79,7 @@ class Parts:
     seed: int
     digest: str
     device: torch.device
+    protection: Protection | None = None
     _hosts: dict[tuple[int, int], Host] = field(default_factory=dict, repr=False)
 
     @property
@@ -80,8 +88,13 @@ class Parts:
 
     @property
     def shapes(self) -> str:
-        """All tables in words, for the handshake."""
-        return ",".join(f"{t.name}={t.num_rows}x{t.dim}" for t in self.task.tables)
+        """All tables in words, and the noise, for the handshake."""
+        tables = ",".join(f"{t.name}={t.num_rows}x{t.dim}" for t in self.task.tables)
+        return (
+            tables
+            if self.protection is None
+            else f"{tables},noise={self.protection.claim.noise_multiplier:.6g}"
+        )
 
     def initial(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Shared tables and dense parameters before the first round."""
@@ -98,7 +111,17 @@ class Parts:
             if local is not None and self.training.personal == RECONSTRUCTED:
                 known = self.task.examples(known_when_measured(local, self.dataset))
                 local = Reconstructing(local, self.task, known, self.training, self.seed)
-            host = Host(self.task, shards, first, self.training, self.stages, local, self.seed)
+            host = Host(
+                self.task,
+                shards,
+                first,
+                self.training,
+                self.stages,
+                local,
+                self.seed,
+                self.shapes,
+                self.protection,
+            )
             self._hosts[node, num_nodes] = host
         return self._hosts[node, num_nodes]
 
@@ -326,10 +349,7 @@ def _build(config: Any) -> Parts:
     num_eligible = int((dataset.train.sizes > 0).sum())
     sampler.check(num_eligible)
     aggregate = config.aggregate
-    stages: list[Stage] = []
-    if aggregate.clip_norm is not None:
-        stages.append(_checked("aggregate", Clip, clip_norm=aggregate.clip_norm))
-    stages.append(_checked("aggregate", Weight, by=aggregate.weights, cap=aggregate.weight_cap))
+    weight = _checked("aggregate", Weight, by=aggregate.weights, cap=aggregate.weight_cap)
     if aggregate.rows in ("sum", "population") and aggregate.weights == "examples":
         raise SettingError(
             f"aggregate.rows={aggregate.rows} adds updates up, so aggregate.weights must be uniform or capped, "
@@ -338,8 +358,20 @@ def _build(config: Any) -> Parts:
     shared = tuple(table for table in task.tables if table.shared)
     _checked("aggregate", Plain, tables=shared, rows=aggregate.rows, mean=aggregate.mean)
 
+    training = _training(config.train)
+    protection = _protection(config, dataset, task, sampler, training, device)
+    stages: tuple[Stage, ...] = (weight,)
+    if protection is not None:
+        stages = protection.client_stages(weight)
+        training = replace(training, privacy=protection.example_privacy())
+    elif aggregate.get("clip_norm") is not None:
+        stages = (_checked("aggregate", Clip, clip_norm=aggregate.clip_norm), weight)
+
     def aggregator_of(holders: dict[str, Tensor], num_clients: int) -> Aggregator:
-        return Plain(shared, aggregate.rows, aggregate.mean, holders, num_clients)
+        if protection is not None and aggregate.name == "secure":
+            return protection.aggregator()
+        public = None if protection is None or training.privacy is not None else protection.divisor
+        return Plain(shared, aggregate.rows, aggregate.mean, holders, num_clients, public)
 
     server: dict[str, Any] = {str(k): v for k, v in config.server.items()}
     rule = server.pop("optimizer")
@@ -352,7 +384,6 @@ def _build(config: Any) -> Parts:
             return Posterior(plain, shared)
         return RandomWalk(plain, shared) if any(table.num_slices > 1 for table in shared) else plain
 
-    training = _training(config.train)
     if any(isinstance(table.manifold, Gaussian) for table in task.tables):
         check_evidence(
             training,
@@ -365,17 +396,71 @@ def _build(config: Any) -> Parts:
             "train.personal=reconstructed needs a task with personal tables, such as task=factorization; "
             "use train.personal=stateful"
         )
+    measured = protection is None or check_metrics(protection.settings)
     return Parts(
         dataset=dataset,
         task=task,
         sampler=sampler,
         training=training,
-        stages=tuple(stages),
+        stages=stages,
+        server_stages_of=(lambda: ()) if protection is None else protection.server_stages,
         aggregator_of=aggregator_of,
         want_holders=aggregate.rows in ("heat", "population"),
         optimizer_of=optimizer_of,
-        evaluation=_evaluation(config, task, dataset),
+        evaluation=_evaluation(config, task, dataset) if measured else None,
         seed=int(config.seed),
         digest=digest(config),
         device=device,
+        protection=protection,
     )
+
+
+def _protection(
+    config: Any,
+    dataset: Dataset,
+    task: Task,
+    sampler: CohortSampler,
+    training: LocalTraining,
+    device: torch.device,
+) -> Protection | None:
+    """The mode of privacy, once it is sure that all other settings go with it; None: nobody is protected."""
+    settings = _checked("privacy", PrivacySettings, **_plain(config.privacy))
+    sizes = task.examples(dataset.train).sizes
+    participation = sampler.participation(int((sizes > 0).sum()))
+    beside = {"baselines": list(config.baselines), "ablations": list(config.ablations or {})}
+    aggregate, deployed = _plain(config.aggregate), config.runner.name == "deployment"
+    check_privacy(settings, task, _plain(config.task), training, aggregate, participation, deployed, beside)
+    if settings.name == NONE:
+        return None
+    shared = tuple(table for table in task.tables if table.shared)
+    names = dataset.vocabularies[shared[0].entity] if shared else None
+    universe = _checked(
+        "privacy",
+        universe_of,
+        settings=settings,
+        tables=shared,
+        index=lambda path: names.index(read_vocabulary(path).names) if names is not None else None,
+    )
+    made: Protection = _checked(
+        "privacy",
+        Protection.of,
+        settings=settings,
+        tables=shared,
+        dense=task.dense,
+        universe=universe,
+        sampler=sampler,
+        sizes=sizes,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        rounds=int(config.rounds),
+        rows=aggregate["rows"],
+        ring_bits=aggregate.get("ring", 32),
+        seed=int(config.seed),
+        device=device,
+    )
+    return made
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    """A config node as a mapping of plain values."""
+    return {str(k): v for k, v in OmegaConf.to_container(node, resolve=True).items()}  # type: ignore[union-attr]

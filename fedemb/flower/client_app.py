@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedemb.flower.codec import encode
 from fedemb.flower.records import is_by_reference, pack, unpack
+from fedemb.privacy.history import History, load_history, save_history
 from fedemb.train.host import Host, load_kept, memory_of, memory_tensors, save_kept
 from fedemb.train.optimizers import OptimizerMemory
 from fedemb.train.personal import PersonalRows, personal_rows
+from fedemb.types import Int64
 
 PERSONAL = "fedemb.personal"
+HISTORY = "fedemb.privacy"
 OPTIMIZER = "fedemb.optimizer"
 
 
@@ -55,6 +60,34 @@ def _keep_memory(memory: OptimizerMemory | None, context: Context, by_reference:
         context.state[OPTIMIZER] = pack(memory_tensors(memory), by_reference)
 
 
+def _history(host: Host, context: Context, config: ConfigRecord) -> History:
+    """What was done to the node's clients' examples: by its own state, or its own disk where that is new."""
+    record = context.state.get(HISTORY)
+    if isinstance(record, ArrayRecord):
+        return History.of(unpack(record))
+    return load_history(_history_file(host, config))
+
+
+def _history_file(host: Host, config: ConfigRecord) -> Path:
+    return Path(str(config["privacy_folder"])) / f"clients-{host.first}-{host.num_clients}.safetensors"
+
+
+def _charged(
+    host: Host, context: Context, clients: Int64, config: ConfigRecord, by_reference: bool
+) -> tuple[Int64, Tensor]:
+    """Those of these clients that may take part, once that is written down, and those whose budget is spent."""
+    if host.training.privacy is None or host.protection is None:
+        return clients, torch.empty(0, dtype=torch.int64)
+    claim, sizes = host.protection.claim, host.examples.sizes
+    history = _history(host, context, config)
+    spent = history.exhausted(clients, sizes[clients - host.first], claim)
+    clients = np.setdiff1d(clients, spent, assume_unique=True)
+    history = history.charged(clients, sizes[clients - host.first], claim)
+    context.state[HISTORY] = pack(history.tensors(), by_reference)
+    save_history(_history_file(host, config), history)
+    return clients, torch.from_numpy(spent)
+
+
 def _arrays(message: Message, name: str) -> ArrayRecord:
     record = message.content[name]
     if not isinstance(record, ArrayRecord):
@@ -82,11 +115,12 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
     def describe(message: Message, context: Context) -> Message:
         """The hosted clients, how many examples each has, and what the node believes the model to be."""
         host = host_of(context)
-        arrays = {"sizes": torch.from_numpy(host.examples.sizes)}
+        arrays = {"sizes": torch.from_numpy(host.sizes)}
         if _config(message)["holders"]:
             arrays |= {f"holders/{name}": counts for name, counts in host.holders().items()}
-        heights = ",".join(f"{t.name}={t.num_rows}x{t.dim}" for t in host.task.tables)
-        facts = ConfigRecord({"first": host.first, "digest": digest_of(context), "tables": heights})
+        if _config(message)["votes"]:
+            arrays["votes"] = host.votes()
+        facts = ConfigRecord({"first": host.first, "digest": digest_of(context), "tables": host.shapes})
         return Message(RecordDict({"arrays": pack(arrays, False), "facts": facts}), reply_to=message)
 
     @app.train()
@@ -97,20 +131,25 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
         by_reference = is_by_reference(model)
         received = unpack(model)
         personal, memory = _personal(host, context), _memory(host, context)
-        clients = unpack(_arrays(message, "clients"))["clients"].numpy()
+        clients, config = unpack(_arrays(message, "clients"))["clients"].numpy(), _config(message)
+        clients, spent = _charged(host, context, clients, config, by_reference)
+        if not len(clients):
+            return Message(RecordDict({"spent": pack({"clients": spent}, False)}), reply_to=message)
         updates = host.train(
             {t.name: received[t.name] for t in host.task.tables if t.shared},
             {d.name: received[d.name] for d in host.task.dense},
             personal,
             clients,
-            int(_config(message)["round"]),  # type: ignore[arg-type]
+            int(config["round"]),  # type: ignore[arg-type]
             memory,
+            float(config["clip_norm"]) if "clip_norm" in config else None,  # type: ignore[arg-type]
         )
         _keep(personal, context, by_reference)
         _keep_memory(memory, context, by_reference)
         specs = {t.name: t for t in host.task.tables}
         content = pack(encode(updates, specs, by_reference), by_reference)
-        return Message(RecordDict({"updates": content}), reply_to=message)
+        gone = pack({"clients": spent}, False)
+        return Message(RecordDict({"updates": content, "spent": gone}), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -140,6 +179,16 @@ def make_client_app(host_of: Callable[[Context], Host], digest_of: Callable[[Con
         found = host.fit_sums(received, _personal(host, context), clients)
         sums = pack({name: torch.from_numpy(count) for name, count in found.items()}, False)
         return Message(RecordDict({"sums": sums}), reply_to=message)
+
+    @app.query("privacy")
+    def privacy(message: Message, context: Context) -> Message:
+        """What the examples of the client that spent most have cost, by the clients' own books."""
+        host = host_of(context)
+        assert host.protection is not None
+        settings = host.protection.settings
+        history = _history(host, context, _config(message))
+        facts = ConfigRecord({"epsilon": history.spent(settings.delta, settings.accountant)})
+        return Message(RecordDict({"facts": facts}), reply_to=message)
 
     @app.query("save")
     def save(message: Message, context: Context) -> Message:

@@ -28,12 +28,14 @@ class Nodes:
         bounds: ``(nodes + 1,)``: node ``ids[i]`` hosts the clients ``bounds[i] : bounds[i + 1]``.
         sizes: ``(clients,)`` training examples of every client.
         holders: Per table, ``(num_rows,)`` clients that hold each row; empty unless asked for.
+        votes: ``(num_rows,)`` clients' votes for rows of the main entity; None unless asked for.
     """
 
     ids: tuple[int, ...]
     bounds: Int64
     sizes: Int64
     holders: Mapping[str, Tensor]
+    votes: Tensor | None = None
 
     def split(self, clients: Int64) -> list[tuple[int, Int64]]:
         """Node id and clients for every node that hosts some of these (ascending) clients."""
@@ -59,7 +61,13 @@ def wait_for_nodes(grid: Grid, wanted: int, timeout_seconds: float) -> list[int]
 
 
 def describe_nodes(
-    grid: Grid, wanted: int, digest: str, tables: str, want_holders: bool, timeout_seconds: float
+    grid: Grid,
+    wanted: int,
+    digest: str,
+    tables: str,
+    want_holders: bool,
+    timeout_seconds: float,
+    want_votes: bool = False,
 ) -> Nodes:
     """Asks every node what it hosts, and refuses nodes that were set up for another model.
 
@@ -67,7 +75,7 @@ def describe_nodes(
         RunError: If a node does not answer, differs, or the nodes' clients do not line up.
     """
     ids = wait_for_nodes(grid, wanted, timeout_seconds)
-    config = ConfigRecord({"holders": want_holders})
+    config = ConfigRecord({"holders": want_holders, "votes": want_votes})
     messages = [Message(RecordDict({"config": config}), node, "query.describe") for node in ids]
     found = []
     for reply in grid.send_and_receive(messages, timeout=timeout_seconds):
@@ -92,9 +100,9 @@ def describe_nodes(
     bounds = np.concatenate([[0], np.cumsum([len(size) for size in sizes])]).astype(np.int64)
     if [entry[0] for entry in found] != bounds[:-1].tolist():
         raise RunError(f"nodes must host consecutive clients, but theirs start at {[e[0] for e in found]}")
-    return Nodes(
-        tuple(e[1] for e in found), bounds, np.concatenate(sizes), _sum_holders([e[2] for e in found])
-    )
+    told = [entry[2] for entry in found]
+    votes = torch.stack([own["votes"] for own in told]).sum(0) if want_votes else None
+    return Nodes(tuple(entry[1] for entry in found), bounds, np.concatenate(sizes), _sum_holders(told), votes)
 
 
 def _sum_holders(arrays: list[dict[str, Tensor]]) -> dict[str, Tensor]:

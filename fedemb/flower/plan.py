@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedemb.flower.nodes import Nodes
-from fedemb.types import Aggregator, CohortSampler, Evaluation, ServerOptimizer, Stage, Table
+from fedemb.privacy.guard import Guard
+from fedemb.types import Aggregator, CohortSampler, Evaluation, ServerOptimizer, Stage, Stateful, Table
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Plan:
         tables: The shared tables of the task.
         sampler: Who takes part.
         aggregator_of: Makes the aggregator once the nodes are known.
-        stages: Server halves that run on the total.
+        stages: Server halves that run on the total, of this run alone.
         optimizer: The step on the tables.
         evaluation: Measures the model; None where there is nothing to measure.
         seed: The run's seed.
@@ -30,6 +31,7 @@ class Plan:
         shapes: All tables in words, compared at the handshake.
         want_holders: Whether nodes are asked who holds which row.
         by_reference: Whether nodes live in this process.
+        guard: Who keeps the books of privacy; None: nobody is protected.
     """
 
     tables: tuple[Table, ...]
@@ -48,6 +50,12 @@ class Plan:
     shapes: str
     want_holders: bool
     by_reference: bool
+    guard: Guard | None = None
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The bound on updates that the server asks for in the next round; None: clients have their own."""
+        return next((stage.clip_norm for stage in self.stages if isinstance(stage, Stateful)), None)
 
 
 @dataclass

@@ -5,6 +5,7 @@ cohort ── split by node ──> one message per node ──> replies ── 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -33,8 +34,11 @@ from fedemb.types import (
     Int64,
     MetricsSink,
     StageContext,
+    Stateful,
     Updates,
 )
+
+_log = logging.getLogger("fedemb")
 
 
 class FederatedEmbedding(Strategy):
@@ -48,6 +52,7 @@ class FederatedEmbedding(Strategy):
         on_checkpoint: Called with the round after every ``checkpoint_every`` rounds.
         first_round: Where to begin; 1 unless a run is resumed.
         personal_folder: Where nodes keep their personal rows at a checkpoint.
+        privacy_folder: Where nodes write down what was done to their clients' examples.
     """
 
     def __init__(
@@ -59,10 +64,12 @@ class FederatedEmbedding(Strategy):
         on_checkpoint: Callable[[int], None] | None = None,
         first_round: int = 1,
         personal_folder: str = "",
+        privacy_folder: str = "",
     ) -> None:
         self.plan, self.tables, self.dense = plan, tables, dense
         self.on_round, self.on_checkpoint = on_round, on_checkpoint
         self.first_round, self.personal_folder = first_round, personal_folder
+        self.privacy_folder = privacy_folder
         self.tally = Tally()
         self.finished_rounds = first_round - 1
         self.evaluated: Evaluated | None = None
@@ -72,16 +79,18 @@ class FederatedEmbedding(Strategy):
         self.cohort: Int64 = np.zeros(0, dtype=np.int64)
         self._specs = {table.name: table for table in plan.tables}
         self._limits = {table.name: (table.num_rows, table.dim) for table in plan.tables}
-        self._received = 0.0
+        self.cohort_seed = plan.seed if plan.guard is None else plan.guard.protection.cohort_seed(plan.seed)
         self._loss = 0.0
         self._examples = 0.0
 
     def prepare(self, grid: Grid) -> None:
         """Meets the nodes; ``start`` does so by itself."""
-        plan = self.plan
+        plan, selects = self.plan, self._selects()
         self.nodes = describe_nodes(
-            grid, plan.num_nodes, plan.digest, plan.shapes, plan.want_holders, plan.timeout_seconds
+            grid, plan.num_nodes, plan.digest, plan.shapes, plan.want_holders, plan.timeout_seconds, selects
         )
+        if selects and self.nodes.votes is not None and plan.guard is not None:
+            plan.guard.protection.choose_universe(self.nodes.votes, plan.stages)
         self.eligible = np.flatnonzero(self.nodes.sizes > 0)
         if not len(self.eligible):
             raise DataError(
@@ -90,6 +99,16 @@ class FederatedEmbedding(Strategy):
         plan.sampler.check(len(self.eligible))
         self.aggregator = plan.aggregator_of(self.nodes)
 
+    def _selects(self) -> bool:
+        """Whether a universe is still to be chosen; a run that is taken up has one."""
+        if self.plan.guard is None or self.plan.guard.protection.selection is None:
+            return False
+        return not any(isinstance(stage, Stateful) and stage.confined for stage in self.plan.stages)
+
+    def _cohort(self, round: int) -> Int64:
+        """Who takes part; by coins that nobody can foretell, where the claim of privacy rests on that."""
+        return self.plan.sampler(self.cohort_seed, round, self.eligible)
+
     def model(self) -> ArrayRecord:
         """The shared model as it stands."""
         return pack({**self.tables, **self.dense}, self.plan.by_reference)
@@ -97,7 +116,9 @@ class FederatedEmbedding(Strategy):
     def _messages(
         self, kind: str, round: int, arrays: ArrayRecord, clients: Int64, fine_tune: bool = False
     ) -> Iterator[tuple[Message, Int64]]:
-        config = ConfigRecord({"round": round, "fine_tune": fine_tune})
+        config = ConfigRecord({"round": round, "fine_tune": fine_tune, "privacy_folder": self.privacy_folder})
+        if self.plan.clip_norm is not None:
+            config["clip_norm"] = self.plan.clip_norm
         for node, part in self.nodes.split(clients):
             ids = pack({"clients": torch.from_numpy(part)}, self.plan.by_reference)
             content = RecordDict({"model": arrays, "clients": ids, "config": config})
@@ -107,7 +128,7 @@ class FederatedEmbedding(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message for every node that hosts somebody of the round's cohort."""
-        self.cohort = self.plan.sampler(self.plan.seed, server_round, self.eligible)
+        self.cohort = self._cohort(server_round)
         return [message for message, _ in self._messages("train", server_round, arrays, self.cohort)]
 
     def _exchange(
@@ -138,7 +159,10 @@ class FederatedEmbedding(Strategy):
         parts: list[Updates] = []
         reasons: dict[int, str] = {}
         for reply in replies:
-            record = reply.content["updates"]
+            reasons |= _spent(reply)
+            record = reply.content.get("updates")
+            if record is None:  # of clients whose budgets are spent
+                continue
             assert isinstance(record, ArrayRecord)
             try:
                 updates = decode(unpack(record))
@@ -180,10 +204,14 @@ class FederatedEmbedding(Strategy):
         self._finish(server_round)
         return self.model(), MetricRecord({"loss": self._loss / max(1.0, self._examples)})
 
-    def _finish(self, round: int) -> None:
+    def _finish(self, round: int) -> bool:
+        """Steps, unless too few clients were left; returns whether it did."""
         total = self.aggregator.finish(self.tables)
+        if total.aborted:
+            return False
         total = on_server(self.plan.stages, total, StageContext(self.plan.seed, round))
         self.plan.optimizer.step(self.tables, self.dense, total)
+        return True
 
     def train_round(self, grid: Grid, round: int) -> dict[str, Any]:
         """One round: wave by wave, so that updates never pile up. Returns what happened."""
@@ -192,7 +220,7 @@ class FederatedEmbedding(Strategy):
         up, down = self.tally.upload_bytes, self.tally.download_bytes
         self._loss = self._examples = 0.0
         self.fitted = {}
-        cohort = self.plan.sampler(self.plan.seed, round, self.eligible)
+        cohort = self._cohort(round)
         waves = max(1, -(-len(cohort) // self.plan.clients_per_wave))
         reasons: dict[int, str] = {}
         arrays = self.model()
@@ -209,7 +237,7 @@ class FederatedEmbedding(Strategy):
             raise RunError(
                 f"round {round}: none of {len(cohort)} clients sent a usable update; client {client}: {reason}"
             )
-        self._finish(round)
+        moved = self._finish(round)
         seconds = time.perf_counter() - begin
         self.tally.train_seconds += seconds
         self.finished_rounds = round
@@ -222,6 +250,10 @@ class FederatedEmbedding(Strategy):
             "upload_bytes": self.tally.upload_bytes - up,
             "download_bytes": self.tally.download_bytes - down,
         }
+        if not moved:
+            line["aborted"] = True
+        if self.plan.guard is not None and self.plan.guard.protection.hides_cohorts:
+            line |= dict.fromkeys(("client_updates", "upload_bytes", "download_bytes"))
         if reasons:
             line["rejected"] = {str(client): reason for client, reason in list(reasons.items())[:20]}
         return line
@@ -317,8 +349,15 @@ class FederatedEmbedding(Strategy):
         self.prepare(grid)
         if self.first_round > 1 and self.personal_folder:
             self._tell_nodes(grid, "restore", self.first_round - 1)
-        result = Result()
+        result, guard = Result(), self.plan.guard
+        if guard is not None:
+            guard.plan(self.first_round, num_rounds)
         for round in range(self.first_round, num_rounds + 1):
+            if guard is not None:
+                if not guard.allows(round):
+                    self._stopped(grid, round)
+                    break
+                guard.charge(round)
             line = self.train_round(grid, round)
             last = round == num_rounds
             if last or (self.plan.evaluate_every and round % self.plan.evaluate_every == 0):
@@ -337,11 +376,46 @@ class FederatedEmbedding(Strategy):
                 if self.personal_folder:
                     self._tell_nodes(grid, "save", round)
                 self.on_checkpoint(round)
+        if guard is not None and guard.protection.example_privacy() is not None:
+            guard.from_clients = self._largest_epsilon(grid)
         result.arrays = self.model()
         return result
 
+    def _stopped(self, grid: Grid, round: int) -> None:
+        """Measures and keeps the model of a run that ends before it was to, for its budget is spent."""
+        _log.warning("stopped before round %d, which would exceed the privacy budget", round)
+        last = self.finished_rounds
+        if last and self.evaluated is None:
+            self.evaluate(grid, last)
+        if last >= self.first_round and self.on_checkpoint and self.plan.checkpoint_every:
+            if self.personal_folder:
+                self._tell_nodes(grid, "save", last)
+            self.on_checkpoint(last)
+
+    def _largest_epsilon(self, grid: Grid) -> float:
+        """The largest epsilon of any client's examples, by the clients' own books."""
+        config = ConfigRecord({"privacy_folder": self.privacy_folder})
+        messages = [Message(RecordDict({"config": config}), node, "query.privacy") for node in self.nodes.ids]
+        found = []
+        for reply in grid.send_and_receive(messages, timeout=self.plan.timeout_seconds):
+            if reply.has_error():
+                reason = (reply.error.reason or "a node could not say what was spent").strip()
+                raise RunError(reason.splitlines()[-1])
+            facts = reply.content["facts"]
+            assert isinstance(facts, ConfigRecord)
+            found.append(float(facts["epsilon"]))  # type: ignore[arg-type]
+        return max(found, default=0.0)
+
     def summary(self) -> None:
         """Nothing: what a person sees is made in ``report/``."""
+
+
+def _spent(reply: Message) -> dict[int, str]:
+    """Clients of a reply that did not take part, for their own books say that their budget is spent."""
+    record = reply.content.get("spent")
+    if not isinstance(record, ArrayRecord):
+        return {}
+    return dict.fromkeys(unpack(record)["clients"].tolist(), "privacy budget spent")
 
 
 def _record(metrics: Mapping[str, float]) -> MetricRecord:

@@ -166,8 +166,11 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
     )
     names = {"accountant": "accountant", "noise_multiplier": "noise multiplier", "clip_norm": "clip norm"}
     parts = [f"{spoken} {privacy[name]}" for name, spoken in names.items() if privacy.get(name) is not None]
+    if privacy.get("stopped_before_round"):
+        parts.append(f"stopped before round {privacy['stopped_before_round']}, which would exceed the budget")
     if privacy.get("private") is False:
-        parts.append("NOT PRIVATE: the noise is reproducible from the seed")
+        reasons = privacy.get("not_private_because") or ["it says nothing of the reasons"]
+        parts.append(f"NOT PRIVATE as a whole: {'; '.join(reasons)}")
     return ", ".join([text, *parts])
 
 

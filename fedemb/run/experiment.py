@@ -29,6 +29,7 @@ from fedemb.evaluate.drift import Drift, drift_of
 from fedemb.evaluate.leaks import walk_batches
 from fedemb.memory import keep_freed_memory
 from fedemb.model import Run, save_model
+from fedemb.privacy.claim import why_not_private
 from fedemb.report.folder import draw
 from fedemb.report.metrics_log import MetricsLog
 from fedemb.report.progress import progress
@@ -248,17 +249,18 @@ def _drift(parts: Parts, trained: Trained) -> Drift | None:
 def _baseline(
     name: str, config: DictConfig, parts: Parts, trained: Trained, on_round: MetricsSink
 ) -> Evaluated | None:
-    training = central_training(config, parts.training)
+    training = central_training(config, parts.training)  # not protected: what it would be without
+    own = replace(parts.training, privacy=None)
     if name == FINE_TUNED:
         return trained.fine_tuned
     if name == "centralized" and learns_at_server(training):
         return centralized_of_one(parts, training, config.rounds, config.evaluate_every, on_round)
     if name == "local_only" and learns_at_server(parts.training):
-        return local_only_of_one(parts, parts.training, config.rounds, on_round)
+        return local_only_of_one(parts, own, config.rounds, on_round)
     if name == "centralized":
         return centralized(parts, training, config.rounds, config.evaluate_every, on_round)[0]
     if name == "local_only":
-        return local_only(parts, parts.training, config.rounds, on_round)
+        return local_only(parts, own, config.rounds, on_round)
     reference = reference_ranking(name, parts.evaluation, parts.dataset)
     everybody = np.arange(parts.dataset.train.num_clients, dtype=np.int64)
     return reference({}, {}, everybody) if reference else None
@@ -274,7 +276,7 @@ def central_training(config: DictConfig, training: LocalTraining) -> LocalTraini
             )
         own["optimizer"] = OPTIMIZERS[own["optimizer"]]()
     try:
-        return replace(training, **own)
+        return replace(training, privacy=None, **own)
     except (TypeError, ValueError) as error:
         raise SettingError(str(error).replace("train.", "centralized.")) from error
 
@@ -322,6 +324,15 @@ def finish(
         extra["rejected"] = dict(tally.rejected)
     if trained.interrupted:
         extra["interrupted"] = True
+    if trained.guard is not None:
+        reasons = why_not_private(trained.guard.protection.settings, list(baselines))
+        extra["privacy"] = {**trained.guard.summary(), "private": not reasons}
+        if reasons:
+            extra["privacy"]["not_private_because"] = reasons
+        if trained.guard.protection.hides_cohorts:
+            communication = {}
+            size = trained.guard.protection.claim.facts.participation.size
+            work["client_updates"] = round(size * trained.finished_rounds)
     measured = {"federated": trained.evaluated, **baselines} if trained.evaluated else dict(baselines)
     found = {name: curves(result.sums, config.evaluation.bins) for name, result in measured.items()}
     if any(found.values()):

@@ -18,12 +18,14 @@ from fedemb.flower.client_app import make_client_app
 from fedemb.flower.nodes import Nodes
 from fedemb.flower.plan import Plan, Tally
 from fedemb.flower.strategy import FederatedEmbedding
+from fedemb.privacy.guard import Guard
+from fedemb.privacy.ledger import Ledger, read_ledger
 from fedemb.run.in_process import InProcessGrid, in_process_grid
 from fedemb.run.resume import carry_kept, find, meaning_of
 from fedemb.run.simulation import run_on_simulation
 from fedemb.server.checkpoint import Checkpoint, save_checkpoint
 from fedemb.train.rows import STATEFUL
-from fedemb.types import Aggregator, Evaluated, MetricsSink, ServerOptimizer
+from fedemb.types import Aggregator, Evaluated, MetricsSink, ServerOptimizer, Stateful
 
 FINE_TUNED = "fine_tuned"  # the baseline that measures clients' own copies
 
@@ -41,6 +43,7 @@ class Trained:
         fine_tuned: Measurement of clients' own copies, where the run asks for it.
         finished_rounds: Rounds that are done.
         interrupted: Whether Ctrl-C or SIGTERM ended it.
+        guard: Who kept the books of privacy; None: nobody was protected.
     """
 
     tables: dict[str, Tensor]
@@ -51,9 +54,16 @@ class Trained:
     fine_tuned: Evaluated | None = None
     finished_rounds: int = 0
     interrupted: bool = False
+    guard: Guard | None = None
 
 
-def plan_of(parts: Parts, config: DictConfig, optimizer: ServerOptimizer, grid: Grid) -> Plan:
+def plan_of(
+    parts: Parts,
+    config: DictConfig,
+    optimizer: ServerOptimizer,
+    grid: Grid,
+    guard: Guard | None = None,
+) -> Plan:
     """What the strategy needs to know."""
 
     def aggregator_of(nodes: Nodes) -> Aggregator:
@@ -63,7 +73,7 @@ def plan_of(parts: Parts, config: DictConfig, optimizer: ServerOptimizer, grid: 
         tables=parts.shared,
         sampler=parts.sampler,
         aggregator_of=aggregator_of,
-        stages=parts.stages,
+        stages=parts.server_stages_of(),
         optimizer=optimizer,
         evaluation=parts.evaluation,
         seed=parts.seed,
@@ -76,28 +86,37 @@ def plan_of(parts: Parts, config: DictConfig, optimizer: ServerOptimizer, grid: 
         shapes=parts.shapes,
         want_holders=parts.want_holders,
         by_reference=isinstance(grid, InProcessGrid) and config.runner.name == "in_process",
+        guard=guard,
     )
+
+
+def _remembering(plan: Plan) -> list[Stateful]:
+    """Stages with something to remember; one at the most of each name."""
+    return [stage for stage in plan.stages if isinstance(stage, Stateful)]
 
 
 def _tensors(strategy: FederatedEmbedding, optimizer: ServerOptimizer) -> dict[str, Tensor]:
     tensors = {f"table/{name}": value for name, value in strategy.tables.items()}
     tensors |= {f"dense/{name}": value for name, value in strategy.dense.items()}
+    for stage in _remembering(strategy.plan):
+        tensors |= {f"stage/{stage.name}/{name}": value for name, value in stage.state().items()}
     return tensors | {f"optimizer/{name}": value for name, value in optimizer.state().items()}
 
 
-def _restore(
-    config: DictConfig, own: Path, parts: Parts, trained: Trained, optimizer: ServerOptimizer
-) -> tuple[int, Tally]:
+def _restore(config: DictConfig, own: Path, parts: Parts, trained: Trained, plan: Plan) -> tuple[int, Tally]:
     """Takes a run up; returns its last finished round and counts."""
     folder = Path(config.resume)
     resumed = find(folder, config, parts)
     found = resumed.checkpoint
     for name, value in found.tensors.items():
         kind, _, key = name.partition("/")
-        if kind != "optimizer":
+        if kind in ("table", "dense"):
             (trained.tables if kind == "table" else trained.dense)[key].copy_(value)
     state = {n.removeprefix("optimizer/"): v for n, v in found.tensors.items() if n.startswith("optimizer/")}
-    optimizer.restore({name: value.to(parts.device) for name, value in state.items()})
+    plan.optimizer.restore({name: value.to(parts.device) for name, value in state.items()})
+    for stage in _remembering(plan):
+        prefix = f"stage/{stage.name}/"
+        stage.restore({n.removeprefix(prefix): v for n, v in found.tensors.items() if n.startswith(prefix)})
     own.mkdir(parents=True, exist_ok=True)
     if resumed.kept_round is None or resumed.served is not None:
         carry_kept(folder, own, parts, config.runner.num_nodes, resumed)
@@ -114,12 +133,20 @@ def train_on(
 ) -> None:
     """Runs the strategy on a grid and keeps ``trained`` up to date, also when it is interrupted."""
     optimizer = parts.optimizer_of()
-    own = folder / "checkpoint"
+    own, books = folder / "checkpoint", folder / "privacy"
     first, tally = 1, Tally()
+    if parts.protection is not None:
+        trained.guard = Guard(parts.protection, Ledger(books))
+    plan = plan_of(parts, config, optimizer, grid, trained.guard)
     if config.resume:
-        last, tally = _restore(config, own, parts, trained, optimizer)
+        last, tally = _restore(config, own, parts, trained, plan)
         carry_metrics(Path(config.resume), folder, last)
         first = last + 1
+        if Path(config.resume).resolve() != folder.resolve():
+            carry_books(Path(config.resume) / "privacy", books)
+    if trained.guard is not None:
+        spent = read_ledger(books, first - 1, trained.guard.protection.claim.noise_multiplier)
+        trained.guard.ledger = Ledger(books, spent)
     stateful = parts.training.personal == STATEFUL and any(not table.shared for table in parts.task.tables)
     keeps = parts.training.keep_state or stateful
 
@@ -128,13 +155,14 @@ def train_on(
         save_checkpoint(own, Checkpoint(round, parts.digest, tensors, counts, meaning_of(parts)))
 
     strategy = FederatedEmbedding(
-        plan_of(parts, config, optimizer, grid),
+        plan,
         trained.tables,
         trained.dense,
         on_round,
         on_checkpoint,
         first,
         str(own) if keeps else "",
+        str(books),
     )
     strategy.tally = trained.tally = tally
     trained.finished_rounds = first - 1
@@ -189,6 +217,14 @@ def set_threads(num_threads: int) -> None:
     """Threads of torch in this process; 0 leaves its own choice."""
     if num_threads:
         torch.set_num_threads(num_threads)
+
+
+def carry_books(source: Path, target: Path) -> None:
+    """Copies what was spent of privacy budgets, by server and clients, to where a resumed run goes on."""
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            shutil.copy2(path, target / path.name)
 
 
 def carry_metrics(source: Path, target: Path, last_round: int) -> None:

@@ -92,6 +92,7 @@ class CentralNoise:
         adaptive: How the clip norm follows the updates; None: it stays.
         banded: Correlates the noise of rounds; None: each has noise of its own.
         device: Where the tables are.
+        confined: Whether the universe was chosen, and belongs to the state.
     """
 
     layout: Layout
@@ -103,6 +104,7 @@ class CentralNoise:
     adaptive: AdaptiveClip | None = None
     banded: BandedNoise | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    confined: bool = False
     name: str = "central_noise"
     bounded: bool = False
 
@@ -136,9 +138,15 @@ class CentralNoise:
         fresh = self.noise.normal(f"central/{name}", width, dtype, round, rows).to(self.device)
         return fresh if self.banded is None else self.banded.correlate(name, fresh)
 
+    def confine(self, rows: Mapping[str, Tensor]) -> None:
+        """Leaves it these rows, per table ``(num_rows,)`` bool."""
+        self.layout, self.confined = replace(self.layout, rows=rows), True
+
     def state(self) -> dict[str, Tensor]:
         """What the next round depends on; the noise of earlier rounds among it, which nobody else may see."""
         own = {CLIP_NORM: torch.tensor(self.clip_norm, dtype=torch.float64)}
+        if self.confined:
+            own |= {f"universe/{name}": rows for name, rows in self.layout.rows.items()}
         if self.banded is not None:
             own |= {f"banded/{name}": value for name, value in self.banded.state().items()}
         return own
@@ -146,6 +154,9 @@ class CentralNoise:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes up from what ``state`` returned."""
         self.clip_norm = float(state[CLIP_NORM])
+        rows = {n.removeprefix("universe/"): v.bool() for n, v in state.items() if n.startswith("universe/")}
+        if rows:
+            self.confine(rows)
         if self.banded is not None:
             own = {n.removeprefix("banded/"): v for n, v in state.items() if n.startswith("banded/")}
             self.banded.restore({name: value.to(self.device) for name, value in own.items()})

@@ -43,8 +43,11 @@ class DistributedNoise:
 
     def on_clients(self, updates: Updates, context: StageContext) -> Updates:
         whole, num_clients = self.layout.spread(updates), len(updates.clients)
-        parts = {name: rows.values.view(num_clients, -1) for name, rows in whole.tables.items()}
-        parts |= {name: value.reshape(num_clients, -1) for name, value in whole.dense.items()}
+        tensors = {name: rows.values for name, rows in whole.tables.items()} | dict(whole.dense)
+        parts = {
+            name: value.reshape(num_clients, value.numel() // max(1, num_clients))
+            for name, value in tensors.items()
+        }
         widths = [value.shape[1] for value in parts.values()]
         step = max(1, _BLOCK_VALUES // max(1, sum(widths)))
         sent = [

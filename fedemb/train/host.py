@@ -17,6 +17,9 @@ from fedemb.data.shards import Shards
 from fedemb.errors import RunError
 from fedemb.evaluate.measure import measured
 from fedemb.evaluate.spread import added, overall
+from fedemb.privacy.pipeline import Protection
+from fedemb.privacy.select import votes_of
+from fedemb.privacy.settings import DISTRIBUTED, LOCAL
 from fedemb.stages import on_clients
 from fedemb.train.apply import apply_
 from fedemb.train.epochs import observed
@@ -39,6 +42,8 @@ class Host:
         stages: Client halves that run on their updates.
         evaluation: Measures the model on their own data; None if that is done at the server.
         seed: The run's seed.
+        shapes: What the node believes the model to be, in words.
+        protection: The mode of privacy; None: nobody is protected.
     """
 
     task: Task
@@ -48,10 +53,21 @@ class Host:
     stages: Sequence[Stage]
     evaluation: Evaluation | None
     seed: int
+    shapes: str = ""
+    protection: Protection | None = None
 
     @property
     def num_clients(self) -> int:
         return self.shards.num_clients
+
+    @property
+    def sizes(self) -> Int64:
+        """Training examples ``(clients,)`` that the server may know of: one of each client that has any, where even
+        their number is protected from it.
+        """
+        sizes = self.examples.sizes
+        protected = self.protection is not None and self.protection.settings.name in (DISTRIBUTED, LOCAL)
+        return np.minimum(sizes, 1) if protected else sizes
 
     @property
     def kept_tables(self) -> tuple[Table, ...]:
@@ -72,9 +88,10 @@ class Host:
         clients: Int64,
         round: int,
         memory: OptimizerMemory | None = None,
+        clip_norm: float | None = None,
     ) -> Updates:
-        """Updates of these clients after the client half of every stage."""
-        context = StageContext(self.seed, round)
+        """Updates of these clients after the client half of every stage; ``clip_norm``: the bound of this round."""
+        context = StageContext(self.seed, round, clip_norm)
         cohort = self.examples.take(clients - self.first)
         parts = train_clients(
             self.task, tables, dense, personal, cohort, clients, self.training, self.seed, round, memory
@@ -138,22 +155,46 @@ class Host:
             apply_(self.task.tables, copies, copies, updates)
         return measured(self.evaluation, copies, rows_of(rows, client, self.seed, copies), client)
 
-    def holders(self) -> dict[str, Tensor]:
-        """How many hosted clients hold each row of each shared table in their examples: ``(num_rows,)``."""
+    def _lookups(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Per shared table rows ``(examples, k)`` that examples name, and the place ``(examples,)`` of their client."""
         shards = self.examples
         columns = {name: torch.from_numpy(column) for name, column in shards.columns.items()}
         draws = torch.zeros((shards.num_examples, self.task.num_draws), dtype=torch.float64)
         sampled = {**self.task.sample(columns, draws)}
         sampled.pop("keep", None)
         lookups = self.task.lookup(sampled)
-        client = torch.from_numpy(shards.owners())
+        shared = [table.name for table in self.task.tables if table.shared]
+        found = {name: observed(lookups[name], sampled) for name in shared}
+        return found, torch.from_numpy(shards.owners())
+
+    def holders(self) -> dict[str, Tensor]:
+        """How many hosted clients hold each row of each shared table in their examples: ``(num_rows,)``."""
+        lookups, client = self._lookups()
         counts = {}
         for table in self.task.tables:
             if table.shared:
-                ids = observed(lookups[table.name], sampled)
-                held = torch.unique(ids + (client * table.num_rows)[:, None])
+                held = torch.unique(lookups[table.name] + (client * table.num_rows)[:, None])
                 counts[table.name] = torch.bincount(held % table.num_rows, minlength=table.num_rows)
         return counts
+
+    def votes(self) -> Tensor:
+        """Votes of hosted clients for the rows that a universe is chosen from, those of the main entity."""
+        assert self.protection is not None
+        assert self.protection.selection is not None
+        tables, (lookups, client) = self.protection.layout.tables, self._lookups()
+        own = [table for table in tables if table.entity == tables[0].entity]
+        num_rows = tables[0].num_rows // tables[0].num_slices
+        ids = torch.cat([lookups[table.name] // table.num_slices for table in own], 1)
+        held, selection = _held(ids, client, num_rows, self.first), self.protection.selection
+        return votes_of(held, num_rows, selection.most_rows, self.protection.noise.coins(self.seed))
+
+
+def _held(ids: Tensor, client: Tensor, num_rows: int, first: int) -> dict[int, Int64]:
+    """Different rows by client id, from ids ``(examples, k)`` and the place of each example's client."""
+    keys = torch.unique(ids + (client * num_rows)[:, None])
+    owner, rows = (keys // num_rows).numpy(), (keys % num_rows).numpy()
+    starts = np.searchsorted(owner, np.unique(owner))
+    return {int(owner[s]) + first: part for s, part in zip(starts, np.split(rows, starts[1:]), strict=True)}
 
 
 def save_kept(

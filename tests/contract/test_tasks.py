@@ -22,6 +22,7 @@ from torch import Tensor
 import fedemb.stages
 from fedemb.aggregate.check import select
 from fedemb.aggregate.plain import MEANS, ROW_RULES, Plain
+from fedemb.aggregate.secure.ring import Ring
 from fedemb.cohort import Full, Poisson, Turns, Uniform
 from fedemb.config import conf_dir
 from fedemb.data.partition import Natural
@@ -30,10 +31,17 @@ from fedemb.data.synthetic import Synthetic
 from fedemb.errors import SettingError
 from fedemb.gaussian import Gaussian
 from fedemb.manifolds import Euclidean, Lorentz, Poincare
+from fedemb.privacy.noise import Noise
 from fedemb.server.optimizers import RULES, RowOptimizer
 from fedemb.server.posterior import Posterior
 from fedemb.server.prior import RandomWalk
+from fedemb.stages.central_noise import CentralNoise
 from fedemb.stages.clip import Clip
+from fedemb.stages.distributed_noise import DistributedNoise
+from fedemb.stages.local_noise import LocalNoise
+from fedemb.stages.silent import Silent
+from fedemb.stages.spread import Layout
+from fedemb.stages.universe import Universe
 from fedemb.stages.weight import WEIGHTS, Weight
 from fedemb.tasks.compositional import Compositional
 from fedemb.tasks.dynamic import Dynamic
@@ -181,6 +189,15 @@ STAGES: dict[str, Stage] = {
     "weight-examples": Weight("examples"),
     "weight-uniform": Weight("uniform"),
     "weight-capped": Weight("capped", 10),
+}
+PRIVATE_STAGES: dict[str, Callable[[], Stage]] = {  # of their own each time: some remember rounds
+    "universe": lambda: Universe({"flat": torch.arange(NUM_ROWS) % 3 != 1}),
+    "silent": Silent,
+    "local-noise": lambda: LocalNoise(Layout(TABLES, {}), 0.5, Noise(3)),
+    "distributed-noise": lambda: DistributedNoise(Layout(TABLES, {}), 1e-3, 1e4, 900.0, Ring(), Noise(3)),
+    "central-noise": lambda: CentralNoise(
+        Layout(TABLES, {}), {d.name: d.shape for d in DENSE}, 1.0, 0.5, 6.0, Noise(3)
+    ),
 }
 AGGREGATORS: dict[str, Callable[[], Aggregator]] = {
     f"plain-{rows}-{mean}": lambda rows=rows, mean=mean: Plain(TABLES, rows, mean, HOLDERS, 6)  # type: ignore[misc]
@@ -369,7 +386,9 @@ def test_every_stage_is_listed() -> None:
         module = importlib.import_module(info.name)
         classes = inspect.getmembers(module, inspect.isclass)
         found |= {c for _, c in classes if c.__module__ == info.name and hasattr(c, "on_clients")}
-    assert found == {type(stage) for stage in STAGES.values()}
+    assert found == {
+        type(stage) for stage in (*STAGES.values(), *(make() for make in PRIVATE_STAGES.values()))
+    }
     assert {stage.by for stage in STAGES.values() if isinstance(stage, Weight)} == set(WEIGHTS)
 
 
@@ -591,7 +610,9 @@ def test_cohort_follows_from_seed_and_round(name: str) -> None:
     first = [sampler(0, round, eligible).tolist() for round in range(1, 30)]
     assert [sampler(0, round, eligible).tolist() for round in range(1, 30)] == first
     assert np.array_equal(eligible, ELIGIBLE)
-    if name != "full":
+    if name == "turns":
+        assert [sampler(1, round, eligible).tolist() for round in range(1, 30)] != first
+    elif name != "full":
         assert len({tuple(cohort) for cohort in first}) > 20
         assert [sampler(1, round, eligible).tolist() for round in range(1, 30)] != first
 
@@ -623,6 +644,18 @@ def test_poisson_is_an_independent_coin() -> None:
 def test_uniform_has_its_exact_size() -> None:
     assert {len(SAMPLERS["uniform"](0, round, ELIGIBLE)) for round in range(1, 100)} == {7}
     assert np.array_equal(Uniform(len(ELIGIBLE))(0, 1, ELIGIBLE), ELIGIBLE)
+
+
+def test_turns_come_in_order_and_never_sooner() -> None:
+    sampler, rounds = Turns(7), 12
+    separation = sampler.participation(len(ELIGIBLE)).separation
+    assert separation == 3
+    taken: dict[int, list[int]] = {int(client): [] for client in ELIGIBLE}
+    for round in range(1, rounds + 1):
+        for client in sampler(5, round, ELIGIBLE):
+            taken[int(client)].append(round)
+    assert all((np.diff(rounds_of) == separation).all() for rounds_of in taken.values())
+    assert all(len(rounds_of) == rounds / separation for rounds_of in taken.values())
 
 
 @every_sampler
@@ -733,6 +766,34 @@ def test_bounded_stage_bounds_the_whole_update_and_spares_short_ones(name: str) 
             rows.values, long.tables[table].values * own.to(rows.values), rtol=1e-5, atol=1e-7
         )
     assert same(stage.on_clients(short, CONTEXT), short), "a short update is not touched at all"
+
+
+every_private_stage = pytest.mark.parametrize("name", PRIVATE_STAGES)
+
+
+@every_private_stage
+def test_private_stage_treats_clients_alike_in_any_company(name: str) -> None:
+    before = updates_of()
+    untouched = clone(before)
+    together = PRIVATE_STAGES[name]().on_clients(before, CONTEXT)
+    assert same(before, untouched), "the stage changed what it was given"
+    assert np.array_equal(together.clients, before.clients)
+    for client in range(6):
+        at = np.array([client])
+        alone = PRIVATE_STAGES[name]().on_clients(select(updates_of(), at), CONTEXT)
+        assert same(alone, select(together, at), 1e-12)
+    nobody = PRIVATE_STAGES[name]().on_clients(select(updates_of(), np.zeros(0, dtype=np.int64)), CONTEXT)
+    assert len(nobody.clients) == len(nobody.weights) == 0
+    assert all(len(rows.rows) == 0 for rows in nobody.tables.values())
+
+
+@every_private_stage
+def test_private_stage_follows_from_seed_and_round(name: str) -> None:
+    first, again = (PRIVATE_STAGES[name]().on_clients(updates_of(), CONTEXT) for _ in range(2))
+    assert same(first, again)
+    if name.endswith("-noise") and name != "central-noise":
+        later = PRIVATE_STAGES[name]().on_clients(updates_of(), replace(CONTEXT, round=CONTEXT.round + 1))
+        assert not same(first, later)
 
 
 def test_weights() -> None:

@@ -78,6 +78,22 @@ CASES = {
         "rounds=3",
     ],
 }  # fmt: skip
+_SEEDED = ["privacy.seeded_noise=true", "privacy.noise_multiplier=0.5"]
+CASES |= {
+    "example": [*SMALL, *_SEEDED, "privacy=example", "train.batch_size=4", "train.epochs=2"],
+    "example-personal": [*CASES["factorization"], *_SEEDED, "privacy=example", "train.batch_size=4"],
+    "central": [*CASES["skipgram"][:-1], *_SEEDED, "privacy=client_central"],
+    "adaptive": [*SMALL, *_SEEDED, "privacy=client_central", "privacy.adaptive_clip.quantile=0.5"],
+    "correlated": [
+        *SMALL, *_SEEDED, "privacy=client_central", "privacy.bands=auto", "cohort=turns", "cohort.size=4", "rounds=6",
+    ],
+    "chosen-rows": [
+        *CASES["factorization"], *_SEEDED, "privacy=client_central", "privacy.universe=select",
+        "privacy.selection.noise_multiplier=0.2", "privacy.accountant=rdp",
+    ],
+    "local": [*CASES["compositional"], *_SEEDED, "privacy=local"],
+    "distributed": [*SMALL, *_SEEDED, "privacy=client_distributed", "aggregate=secure"],
+}  # fmt: skip
 
 
 def run(overrides: list[str], tmp_path: Path) -> Trained:
