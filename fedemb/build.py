@@ -29,7 +29,8 @@ from fedemb.gaussian import Gaussian
 from fedemb.model import Run
 from fedemb.privacy.checks import check_metrics, check_privacy
 from fedemb.privacy.pipeline import Protection, universe_of
-from fedemb.privacy.settings import NONE, PrivacySettings
+from fedemb.privacy.select import Selection
+from fedemb.privacy.settings import NONE, AdaptiveSettings, PrivacySettings
 from fedemb.server.optimizers import RowOptimizer, Settings
 from fedemb.server.posterior import Posterior, check_evidence
 from fedemb.server.prior import RandomWalk
@@ -424,7 +425,15 @@ def _protection(
     device: torch.device,
 ) -> Protection | None:
     """The mode of privacy, once it is sure that all other settings go with it; None: nobody is protected."""
-    settings = _checked("privacy", PrivacySettings, **_plain(config.privacy))
+    wanted = _plain(config.privacy)
+    for name, make in (("adaptive_clip", AdaptiveSettings), ("selection", Selection)):
+        if isinstance(wanted.get(name), dict):
+            wanted[name] = _checked(f"privacy.{name}", make, **wanted[name])
+        elif wanted.get(name) is not None:
+            raise SettingError(
+                f"privacy.{name} must be settings such as {{name: value}}, got {wanted[name]!r}"
+            )
+    settings = _checked("privacy", PrivacySettings, **wanted)
     sizes = task.examples(dataset.train).sizes
     participation = sampler.participation(int((sizes > 0).sum()))
     beside = {"baselines": list(config.baselines), "ablations": list(config.ablations or {})}

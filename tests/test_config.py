@@ -111,6 +111,9 @@ WITH = {
     ("partition", "entity"): ["data=triples", "task=knowledge_graph", "partition.num_clients=3"],
     ("partition", "natural"): ["data=interactions", "task=skipgram"],
     ("cohort", "uniform"): ["cohort.size=3"],
+    ("cohort", "turns"): ["cohort.size=3"],
+    ("aggregate", "secure"): ["privacy=client_distributed"],
+    ("privacy", "client_distributed"): ["aggregate=secure"],
     ("experiment", "compositional"): ["data.label_tree.path=null"],
     ("experiment", "probabilistic_links"): ["partition.num_clients=3"],
     ("experiment", "knowledge_graph"): ["partition.num_clients=3"],
@@ -233,7 +236,10 @@ def test_every_named_option_is_named_after_its_file() -> None:
         ("~data.foo", "data.foo is not a setting here"),
         # keys of an option that is not chosen
         ("data.path=x.csv", "data.path is not a setting of the chosen data; data=clinc150 or .*taxonomy"),
-        ("cohort.size=3", "cohort.size is not a setting of the chosen cohort; cohort=uniform would have it"),
+        (
+            "cohort.size=3",
+            "cohort.size is not a setting of the chosen cohort; cohort=turns or uniform would have it",
+        ),
         ("task.tied=true", "task.tied is not a setting of the chosen task; task=skipgram would have it"),
         ("runner.num_gpus=1", "runner.num_gpus .* runner=simulation would have it"),
     ],

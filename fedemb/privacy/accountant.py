@@ -15,10 +15,12 @@ Mechanism for Differentially Private Federated Learning", NeurIPS 2021, theorem 
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
+from logging import root as root_logger
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -155,12 +157,12 @@ def _epsilon(history: History, delta: float, accountant: str) -> float:
 
 
 def _by_pld(history: History, delta: float) -> float:
-    import dp_accounting
+    library = _dp_accounting()
     from dp_accounting import pld
 
     accountant = pld.PLDAccountant(value_discretization_interval=_INTERVAL)
     for leaf, count in history:
-        accountant.compose(_translated(leaf, dp_accounting), count)
+        accountant.compose(_translated(leaf, library), count)
     return float(accountant.get_epsilon(delta))
 
 
@@ -187,6 +189,7 @@ def _by_prv(history: History, delta: float) -> float:
 
 
 def _by_rdp(history: History, delta: float) -> float:
+    _dp_accounting()
     from dp_accounting import rdp
 
     total = np.sum(
@@ -211,16 +214,16 @@ def _replaces(history: History) -> bool:
 @lru_cache(maxsize=4096)
 def _divergences(leaf: Leaf, replaces: bool) -> tuple[float, ...]:
     """Renyi divergence of one release at each order; a unit that is replaced moves a sum by twice its norm."""
-    import dp_accounting
+    library = _dp_accounting()
     from dp_accounting import rdp
 
     if isinstance(leaf, SkellamNoise):
         factor = 2.0 if replaces else 1.0
         return tuple(_skellam_divergence(leaf, order, factor) for order in _ORDERS)
-    relation = dp_accounting.NeighboringRelation
+    relation = library.NeighboringRelation
     accountant = rdp.RdpAccountant(_ORDERS, relation.REPLACE_ONE if replaces else relation.ADD_OR_REMOVE_ONE)
     with _quiet():
-        accountant.compose(_translated(leaf, dp_accounting, 0.5 if replaces else 1.0))
+        accountant.compose(_translated(leaf, library, 0.5 if replaces else 1.0))
     return tuple(float(value) for value in accountant._rdp)
 
 
@@ -242,6 +245,22 @@ def _translated(leaf: Leaf, library: Any, share: float = 1.0) -> Any:
     assert isinstance(leaf, FixedSizeSampled)
     inner = _translated(leaf.event, library, share)  # type: ignore[arg-type]
     return library.SampledWithoutReplacementDpEvent(leaf.population, leaf.size, inner)
+
+
+@cache
+def _dp_accounting() -> Any:
+    """The library, without the handler that its logging hangs on everybody's: it would print all messages twice, and
+    close whatever standard error is at the moment.
+    """
+    before = list(root_logger.handlers)
+    import dp_accounting
+    from absl import logging
+
+    handler = logging.get_absl_handler()
+    if handler not in before:
+        root_logger.removeHandler(handler)
+    handler.python_handler.stream = sys.__stderr__
+    return dp_accounting
 
 
 @contextmanager

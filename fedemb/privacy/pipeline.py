@@ -212,16 +212,13 @@ class Protection:
 
     def _adaptive(self) -> AdaptiveClip | None:
         wanted = self.settings.adaptive_clip
-        if wanted is None or wanted.get("quantile") is None:
+        if wanted is None or wanted.quantile is None:
             return None
         size = self.claim.facts.participation.size
-        count_noise = wanted["count_noise"]
-        return AdaptiveClip(
-            wanted["quantile"],
-            wanted["learning_rate"],
-            max(size / 20, 0.6 * self.claim.noise_multiplier) if count_noise is None else count_noise,
-            size,
-        )
+        count_noise = wanted.count_noise
+        if count_noise is None:
+            count_noise = max(size / 20, 0.6 * self.claim.noise_multiplier)  # more than half is needed
+        return AdaptiveClip(wanted.quantile, wanted.learning_rate, count_noise, size)
 
     def aggregator(self) -> Aggregator:
         """The sum in a ring, for integers."""
@@ -269,7 +266,7 @@ class Protection:
 
 
 def _selection(settings: PrivacySettings) -> Selection | None:
-    return Selection(**dict(settings.selection or {})) if settings.universe == SELECT else None
+    return settings.selection if settings.universe == SELECT else None
 
 
 def _grid(settings: PrivacySettings, noise_multiplier: float) -> float:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fedemb.privacy.accountant import ACCOUNTANTS
 from fedemb.privacy.gaussian_mechanism import check_delta
+from fedemb.privacy.select import Selection
 
 NONE, EXAMPLE, CENTRAL, DISTRIBUTED, LOCAL = (
     "none",
@@ -19,6 +18,31 @@ NONE, EXAMPLE, CENTRAL, DISTRIBUTED, LOCAL = (
 )
 VOCABULARY, SELECT = "vocabulary", "select"
 RAW = "raw"
+
+
+@dataclass(frozen=True)
+class AdaptiveSettings:
+    """Settings of a clip norm that follows the updates.
+
+    Attributes:
+        quantile: Share of updates that are not to be clipped; None: the clip norm stays.
+        learning_rate: Of the logarithm of the clip norm.
+        count_noise: Standard deviation of the noise on the count of these; None: a twentieth of the cohort.
+    """
+
+    quantile: float | None = None
+    learning_rate: float = 0.2
+    count_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(
+                f"privacy.adaptive_clip.quantile must be in (0, 1) or null, got {self.quantile}; 0.5 is usual"
+            )
+        for name in ("learning_rate", "count_noise"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"privacy.adaptive_clip.{name} must be a positive number, got {value}")
 
 
 @dataclass(frozen=True)
@@ -39,11 +63,11 @@ class PrivacySettings:
         metrics: ``raw``: losses and evaluations are reported as they are, and the run is not private as a whole;
             ``none``: nothing but the model leaves the mechanism.
         uses_other_examples: Whether an example's loss may look at the client's other examples.
-        adaptive_clip: ``quantile``, ``learning_rate`` and ``count_noise``; the quantile None: the clip norm stays.
+        adaptive_clip: How the clip norm follows the updates.
         bands: Of correlated noise: a number, ``auto``, or None for independent noise of each round.
         grid: What an integer stands for; None: a 2^-14th of the noise's standard deviation.
         min_clients: Clients of a cohort whose noise must be enough; None: nine tenths of it.
-        selection: ``noise_multiplier``, ``delta`` and ``most_rows`` for ``universe=select``.
+        selection: How rows are chosen, for ``universe=select``.
     """
 
     name: str = NONE
@@ -57,11 +81,11 @@ class PrivacySettings:
     seeded_noise: bool = False
     metrics: str = RAW
     uses_other_examples: bool = True
-    adaptive_clip: Mapping[str, Any] | None = None
+    adaptive_clip: AdaptiveSettings | None = None
     bands: int | str | None = None
     grid: float | None = None
     min_clients: int | None = None
-    selection: Mapping[str, Any] | None = None
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         check_delta(self.delta)
@@ -109,4 +133,4 @@ class PrivacySettings:
     @property
     def quantile(self) -> float | None:
         """Share of updates that the clip norm shall leave as they are; None: the clip norm stays."""
-        return None if self.adaptive_clip is None else self.adaptive_clip.get("quantile")
+        return None if self.adaptive_clip is None else self.adaptive_clip.quantile

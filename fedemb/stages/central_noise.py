@@ -37,17 +37,6 @@ class AdaptiveClip:
     count_noise: float
     expected: float
 
-    def __post_init__(self) -> None:
-        if not 0 < self.quantile < 1:
-            raise ValueError(
-                f"privacy.adaptive_clip.quantile must be in (0, 1) or null, got {self.quantile}; 0.5 is usual"
-            )
-        for name in ("learning_rate", "count_noise"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"privacy.adaptive_clip.{name} must be a positive number, got {getattr(self, name)}"
-                )
-
     def share_of_updates(self, noise_multiplier: float) -> float:
         """Noise multiplier that is left for the updates, so that both together are as private as ``noise_multiplier``.
 
