@@ -346,6 +346,15 @@ def _build(config: Any) -> Parts:
         if begun.facts.get("slices"):
             dataset = replace(dataset, slices=np.array(begun.facts["slices"], dtype=np.int64))
     task: Task = _instantiate("task", config.task, dataset=dataset)
+    return assemble(config, dataset, task, device)
+
+
+def assemble(config: Any, dataset: Dataset, task: Task, device: torch.device) -> Parts:
+    """All parts of a run on these data, as the configuration has them: its data and its task are not asked.
+
+    Raises:
+        SettingError: If a setting is wrong.
+    """
     sampler = _instantiate("cohort", config.cohort)
     num_eligible = int((dataset.train.sizes > 0).sum())
     sampler.check(num_eligible)

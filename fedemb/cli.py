@@ -1,4 +1,4 @@
-"""The command line: ``fedemb train [key=value ...]``, ``fedemb serve RUN [key=value ...]``."""
+"""The command line: ``fedemb train [key=value ...]``, and ``fedemb serve`` and ``audit`` of a run folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ USAGE = """usage: fedemb COMMAND ...
 commands:
   train [key=value ...]       train, measure and report (Hydra: -m sweeps, --cfg job, --help)
   serve RUN [key=value ...]   look vectors up over HTTP, and learn on (settings: conf/serve.yaml)
+  audit RUN [key=value ...]   put a claim of privacy to the test (settings: conf/audit.yaml); exit status 1 if it is
+                              refuted. --leakage: what the server sees of one client, and what attacks make of it
 
 fedemb train              federated hyperbolic embedding of WordNet's mammals
 fedemb train --help       all settings"""
 
-_COMMANDS = ("train", "serve")
+_COMMANDS = ("train", "serve", "audit")
 
 
-def _train(arguments: list[str]) -> None:
+def _train(arguments: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -65,21 +67,56 @@ def _train(arguments: list[str]) -> None:
         raise SettingError(f"hydra.run.dir must be a folder that can be written to, got {what}") from error
     if failures:
         raise failures[0]
+    return 0
 
 
-def _serve(arguments: list[str]) -> None:
+def _folder(command: str, arguments: list[str], flags: str = "") -> Path | None:
+    """The run folder that a command is about; None where its usage was asked for, and shown.
+
+    Raises:
+        SettingError: If there is none before the settings.
+    """
     from fedemb.config import conf_dir
     from fedemb.errors import SettingError
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: fedemb serve RUN [key=value ...]\n\nsettings and defaults:")
-        print((conf_dir() / "serve.yaml").read_text().partition("\n")[2], end="")
-        return
+        print(f"usage: fedemb {command} RUN {flags}[key=value ...]\n\nsettings and defaults:")
+        print((conf_dir() / f"{command}.yaml").read_text().partition("\n")[2], end="")
+        return None
     if "=" in arguments[0] and not Path(arguments[0]).is_dir():
-        raise SettingError(f"fedemb serve needs a run folder before its settings, got {arguments[0]!r}")
-    from fedemb.serve.run import serve
+        raise SettingError(f"fedemb {command} needs a run folder before its settings, got {arguments[0]!r}")
+    return Path(arguments[0])
 
-    serve(Path(arguments[0]), arguments[1:])
+
+def _serve(arguments: list[str]) -> int:
+    folder = _folder("serve", arguments)
+    if folder is not None:
+        from fedemb.serve.run import serve
+
+        serve(folder, arguments[1:])
+    return 0
+
+
+def _audit(arguments: list[str]) -> int:
+    leaks = "--leakage" in arguments
+    arguments = [text for text in arguments if text != "--leakage"]
+    folder = _folder("audit", arguments, "[--leakage] ")
+    if folder is None:
+        return 0
+    from fedemb.run.audit import settings_of
+
+    settings = settings_of(arguments[1:])
+    if leaks:
+        from fedemb.run.leakage import leakage, table_of
+
+        print(table_of(leakage(folder, settings.clients, settings.seed)))
+        return 0
+    from fedemb.privacy.audit import table
+    from fedemb.run.audit import audit
+
+    findings, claimed = audit(folder, settings.canaries, settings.rounds, settings.confidence, settings.seed)
+    print(table(findings, claimed))
+    return int(any(finding.refutes for finding in findings))
 
 
 def _explained(error: BaseException) -> tuple[str, int]:
@@ -122,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        {"train": _train, "serve": _serve}[arguments[0]](arguments[1:])
+        return {"train": _train, "serve": _serve, "audit": _audit}[arguments[0]](arguments[1:])
     except KeyboardInterrupt:
         print("fedemb: interrupted; the run folder holds the model as it stood", file=sys.stderr)
         return 130
@@ -133,7 +170,6 @@ def main(arguments: list[str] | None = None) -> int:
         if line:
             print(f"fedemb: {line}", file=sys.stderr)
         return status
-    return 0
 
 
 if __name__ == "__main__":

@@ -134,20 +134,20 @@ def check(config: DictConfig) -> None:
             raise SettingError(f"runner.{name} must be {what}, at least {low}, got {value!r}")
 
 
-def serve_settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """What ``conf/serve.yaml`` says, with these ``key=value`` settings in the place of its own.
+def command_settings(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """What ``conf/<command>.yaml`` says, with these ``key=value`` settings in the place of its own.
 
     Raises:
         SettingError: If a key is not there, or something is no setting at all.
     """
-    config = OmegaConf.load(conf_dir() / "serve.yaml")
+    config = OmegaConf.load(conf_dir() / f"{command}.yaml")
     known = [str(key) for key in config]
     for text in overrides:
         key, equals, _ = text.partition("=")
         if not equals:
             raise SettingError(f"a setting must read key=value, got {text!r}")
         if key not in known:
-            raise SettingError(f"{key} is not a setting of fedemb serve{_nearest(key, known)}")
+            raise SettingError(f"{key} is not a setting of fedemb {command}{_nearest(key, known)}")
     try:
         plain = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))
     except (OmegaConfBaseException, ValueError, YAMLError) as error:

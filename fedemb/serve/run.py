@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import uvicorn
 
-from fedemb.config import serve_settings
+from fedemb.config import command_settings
 from fedemb.errors import RunError, SettingError
 from fedemb.model import Run
 from fedemb.run.lock import locked
@@ -34,7 +34,7 @@ def settings_of(overrides: Sequence[str]) -> Settings:
     Raises:
         SettingError: If one is wrong.
     """
-    settings = Settings(**serve_settings(overrides))
+    settings = Settings(**command_settings("serve", overrides))
     token = os.environ.get("FEDEMB_TOKEN")
     return replace(settings, token=token) if settings.token is None and token else settings
 

@@ -138,7 +138,7 @@ class PrivateSteps:
                 rows, _ = localise(torch.cat((at, self._drawn(local, epoch, number, step))), len(local.keys))
                 touched[local.table.name] = rows
                 self._pay(local, rows, done)
-        loss, ids, gradients, of_dense = self._gradients(examples, epoch, number, step)
+        loss, ids, gradients, of_dense = self.gradients(examples, epoch, number, step)
         factor = self._clip(ids, gradients, of_dense)
         active = torch.from_numpy(self.sampling.steps > step).to(self.divisor.device)
         for local in self.locals_:
@@ -198,7 +198,7 @@ class PrivateSteps:
             add_rows_(local.parameter.points, rows, noise.mul_(scale.to(noise)[:, None]))
         since[rows] = done[client]
 
-    def _gradients(
+    def gradients(
         self, examples: Examples, epoch: Epoch, number: int, step: int
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Loss ``(examples,)``, and per table rows ``(examples, k)`` and gradients ``(examples, k, dim)`` in the frame
