@@ -216,7 +216,7 @@ class PrivateSteps:
             vectors[name] = gathered.view(*ids[name].shape, points.shape[1]).requires_grad_()
             found = candidates_of(self.task, local, examples, epoch, number, step) if size else None
             if found is not None:
-                candidates[name], positions = _of_each_example(*found)
+                candidates[name], positions = of_each_example(*found)
                 ids[name] = torch.cat((ids[name], positions), 1)
         own = {
             name: part.points.index_select(0, client).requires_grad_() for name, part in self.dense.items()
@@ -303,7 +303,7 @@ class PrivateSteps:
         self.optimizer.follow(parameter, moved, total, self.dense_rate)
 
 
-def _of_each_example(shared: Candidates, positions: Tensor) -> tuple[Candidates, Tensor]:
+def of_each_example(shared: Candidates, positions: Tensor) -> tuple[Candidates, Tensor]:
     """The same candidates, a copy for each example: gradients are its own; and its rows ``(examples, most)``."""
     client = shared.client
     own = replace(

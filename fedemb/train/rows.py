@@ -199,7 +199,8 @@ def _step(
     return loss.detach()
 
 
-def _row_updates(local: Local, epochs: Sequence[Epoch], num_clients: int) -> RowUpdates:
+def row_updates(local: Local, epochs: Sequence[Epoch], num_clients: int) -> RowUpdates:
+    """Where a table's copies were moved to from what was received, by client."""
     table, manifold = local.table, local.table.manifold
     trained = local.parameter.points
     values = manifold.to_frame(local.received, manifold.log(local.received, trained))
@@ -291,7 +292,7 @@ def _train_chunk(
     return Updates(
         clients=clients,
         tables={
-            local.table.name: _row_updates(local, epochs, len(clients))
+            local.table.name: row_updates(local, epochs, len(clients))
             for local in moved
             if local.table.shared
         },
