@@ -69,7 +69,8 @@ def gather(
         asked = torch.cat(keys)
         unique, position = (every, asked) if whole else localise(asked, num_clients * table.num_rows)
         rows = unique % table.num_rows if num_clients > 1 else unique
-        points = received[table.name].index_select(0, rows.to(device))
+        whole_table = received[table.name].repeat(num_clients, 1) if whole else None
+        points = received[table.name].index_select(0, rows.to(device)) if whole_table is None else whole_table
     else:
         store = personal[table.name]
         asked, space = torch.cat(keys), (store.first + len(store.known)) * table.num_rows

@@ -33,6 +33,8 @@ from fedemb.train.poisson import Sampling
 from fedemb.train.ragged import add_rows_, localise
 from fedemb.types import Candidates, Int64, ListwiseTask, Task
 
+_BLOCK_VALUES = 1 << 18  # numbers of noise that are made at a time
+
 
 @dataclass(frozen=True)
 class ExamplePrivacy:
@@ -131,22 +133,26 @@ class PrivateSteps:
         lines = slice(epoch.steps[step], epoch.steps[step + 1])
         client = epoch.client[lines]
         done = self._steps_before(number, step)
-        touched = {}
         for local in self.locals_:
-            if local.table.name in self.owed_since:
+            if (
+                local.table.name in self.owed_since and number + step
+            ):  # before the first step, nothing is owed
                 at = local.lookups[number][lines].reshape(-1)
                 rows, _ = localise(torch.cat((at, self._drawn(local, epoch, number, step))), len(local.keys))
-                touched[local.table.name] = rows
                 self._pay(local, rows, done)
         loss, ids, gradients, of_dense = self.gradients(examples, epoch, number, step)
         factor = self._clip(ids, gradients, of_dense)
         active = torch.from_numpy(self.sampling.steps > step).to(self.divisor.device)
+        shares = factor * (-self.rate / self.divisor)[client]
         for local in self.locals_:
-            name = local.table.name
-            clipped = gradients[name] * factor[:, None, None].to(
-                gradients[name]
-            )  # autograd's own, and maybe shared
-            self._move(local, ids[name].reshape(-1), clipped.flatten(0, 1), active, done)
+            name, rows = local.table.name, ids[local.table.name].reshape(-1)
+            gradient = gradients[name]  # autograd's own, and maybe shared between tables
+            if name in self.owed_since:  # its noise is paid later
+                steps = gradient * shares[:, None, None].to(gradient)
+                add_rows_(local.parameter.points, rows, steps.flatten(0, 1))
+            else:
+                clipped = gradient * factor[:, None, None].to(gradient)
+                self._move(local, rows, clipped.flatten(0, 1), active, done)
         for name, gradient in of_dense.items():
             clipped = gradient * factor[:, None].to(gradient)
             self._move_dense(name, client, clipped, active, done)
@@ -157,8 +163,7 @@ class PrivateSteps:
         done = torch.from_numpy(self.sampling.steps * num_epochs)
         for local in self.locals_:
             if local.table.name in self.owed_since:
-                every = torch.arange(len(local.keys), device=local.keys.device)
-                self._pay(local, every, done.to(local.keys.device))
+                self._pay(local, None, done.to(local.keys.device))
 
     def _steps_before(self, number: int, step: int) -> Tensor:
         """Steps ``(clients,)`` that each client has made before this one."""
@@ -175,28 +180,37 @@ class PrivateSteps:
 
     def _noise(self, local: Local, rows: Tensor, done: Tensor) -> Tensor:
         """Standard normal numbers for these rows of the copy, after so many steps of their clients."""
-        client = self._client_of(local, rows)
-        numbers = (self.clients[client.cpu().numpy()], done[client].cpu().numpy())
-        row = (rows % local.table.num_rows).cpu().numpy()
+        numbers: tuple[Int64, ...] = (rows.cpu().numpy(),)
+        if self.privacy.noise.reproducible:  # keyed by what it is for, not by who else is in the chunk
+            client = self._client_of(local, rows)
+            row = (rows % local.table.num_rows).cpu().numpy()
+            numbers = (self.clients[client.cpu().numpy()], done[client].cpu().numpy(), row)
         dtype = local.parameter.points.dtype
         found = self.privacy.noise.normal(
-            f"example/{local.table.name}", local.table.dim, dtype, self.round, *numbers, row
+            f"example/{local.table.name}", local.table.dim, dtype, self.round, *numbers
         )
         return found.to(rows.device)
 
-    def _pay(self, local: Local, rows: Tensor, done: Tensor) -> None:
-        """Adds to these rows the noise of the steps since they had theirs."""
-        since = self.owed_since[local.table.name]
-        client = self._client_of(local, rows)
-        owed = done[client] - since[rows]
+    def _pay(self, local: Local, rows: Tensor | None, done: Tensor) -> None:
+        """Adds to these rows, or to all, the noise of the steps since they had theirs."""
+        since, points = self.owed_since[local.table.name], local.parameter.points
         universe = self.privacy.universe.get(local.table.name) if local.table.shared else None
-        if universe is not None:
-            owed = owed * universe.to(rows.device)[rows % local.table.num_rows]
-        if self.deviation and bool((owed > 0).any()):
-            scale = owed.double().sqrt() * (self.rate * self.deviation) / self.divisor[client]
-            noise = self._noise(local, rows, done)
-            add_rows_(local.parameter.points, rows, noise.mul_(scale.to(noise)[:, None]))
-        since[rows] = done[client]
+        size = max(1, _BLOCK_VALUES // max(1, points.shape[1]))
+        for start in range(0, len(since if rows is None else rows), size):  # as much as a cache holds
+            stop = min(start + size, len(since if rows is None else rows))
+            part = torch.arange(start, stop, device=points.device) if rows is None else rows[start:stop]
+            client = self._client_of(local, part)
+            owed = done[client] - since[part]
+            if universe is not None:
+                owed = owed * universe.to(part.device)[part % local.table.num_rows]
+            if self.deviation:
+                scale = owed.double().sqrt() * (self.rate * self.deviation) / self.divisor[client]
+                noise = self._noise(local, part, done).mul_(scale.to(points)[:, None])
+                if rows is None:
+                    points[start:stop] += noise
+                else:
+                    add_rows_(points, part, noise)
+            since[part] = done[client]
 
     def gradients(
         self, examples: Examples, epoch: Epoch, number: int, step: int
@@ -270,18 +284,13 @@ class PrivateSteps:
 
     def _move(self, local: Local, rows: Tensor, clipped: Tensor, active: Tensor, done: Tensor) -> None:
         """A step on a table's copy from gradients ``(look-ups, dim)`` of rows ``(look-ups,)``."""
-        name, parameter = local.table.name, local.parameter
-        if name in self.owed_since:  # its noise is paid later
-            shares = (-self.rate / self.divisor)[self._client_of(local, rows)].to(clipped)
-            add_rows_(parameter.points, rows, clipped.mul_(shares[:, None]))
-            return
         moved = torch.nonzero(self._moves(local, active)).view(-1)
         total = clipped.new_zeros((len(local.keys), clipped.shape[1]))
         total = add_rows_(total, rows, clipped).index_select(0, moved)
         if self.deviation:
             total += self._noise(local, moved, done + 1).mul_(self.deviation)
         total /= self.divisor[self._client_of(local, moved)].to(total)[:, None]
-        self.optimizer.follow(parameter, moved, total, self.rate, self.max_step)
+        self.optimizer.follow(local.parameter, moved, total, self.rate, self.max_step)
 
     def _moves(self, local: Local, active: Tensor) -> Tensor:
         """Whether each row of the copy moves in a step: all of the universe, of clients that have one."""

@@ -25,6 +25,7 @@ def test_it_is_standard_normal(dtype: torch.dtype) -> None:
 
 def test_the_two_of_a_pair_are_independent() -> None:
     pairs = normal_of(system_bits(200_000)[:, None], torch.float64).numpy()
+    assert pairs.shape == (200_000, 2)
     for one, other in ((pairs[:, 0], pairs[:, 1]), (pairs[:, 0] ** 2, pairs[:, 1] ** 2)):
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.012
     quadrants = np.bincount((pairs[:, 0] > 0) * 2 + (pairs[:, 1] > 0), minlength=4)
@@ -33,7 +34,10 @@ def test_the_two_of_a_pair_are_independent() -> None:
 
 def test_tails_reach_beyond_seven_deviations() -> None:
     smallest = np.array([[np.uint64(0)]])
-    assert 7.4 < float(normal_of(smallest, torch.float32)[0, 0]) < 7.7
+    found = normal_of(smallest, torch.float32)[0]
+    assert 7.3 < float(found.norm()) < 7.5
+    coarse = np.array([[np.uint64(128)]])  # from here on, the bits of the radius alone
+    assert 5.7 < float(normal_of(coarse, torch.float64)[0].norm()) < 6.7
 
 
 def test_system_bytes_are_uniform_and_never_the_same() -> None:
