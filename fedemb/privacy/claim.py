@@ -139,10 +139,21 @@ class Claim:
         return Repeated(GaussianNoise(z), -(-rounds // participation.separation))
 
     def _of_examples(self, segments: Sequence[Segment]) -> list[Event]:
+        """Of clients with as many examples as each other, the one that took part most; there may be thousands.
+
+        Clients whose batches are all that they have are sampled alike, however many examples that is.
+        """
+        if not segments:
+            return []
         counts = np.stack([self.participations(segment) for segment in segments], 1)
-        sizes = self.facts.sizes
-        distinct = np.unique(np.column_stack((sizes, counts))[sizes > 0], axis=0)
-        return [self.history_of(int(size), own, segments) for size, *own in distinct.tolist()]
+        sizes, batch_size = self.facts.sizes, self.facts.batch_size
+        alike = sizes if batch_size else np.minimum(sizes, 1)
+        alike = np.where(alike <= batch_size, np.minimum(alike, 1), alike)
+        distinct, at = np.unique(alike, return_inverse=True)
+        most = np.zeros((len(distinct), len(segments)), dtype=np.int64)
+        np.maximum.at(most, at.ravel(), counts)
+        kept = zip(distinct.tolist(), most.tolist(), strict=True)
+        return [self.history_of(size, own, segments) for size, own in kept if size]
 
     def history_of(self, size: int, counts: Sequence[int], segments: Sequence[Segment]) -> Event:
         """What was done to each example of a client that has ``size`` and took part so often in each segment."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedemb.atomic import write_atomically
 from fedemb.errors import RunError
-from fedemb.privacy.accountant import epsilon, worst
+from fedemb.privacy.accountant import epsilon, upper_bound, worst
 from fedemb.privacy.claim import Claim, step_event
 from fedemb.privacy.events import Composed, Event
 from fedemb.types import Int64
@@ -90,7 +90,7 @@ class History:
         for client in clients.tolist():
             event = after[client]
             if event not in known:
-                quick = epsilon(event, settings.delta, "rdp") <= limit  # an upper bound, and cheap
+                quick = upper_bound(event, settings.delta) <= limit
                 known[event] = not quick and epsilon(event, settings.delta, settings.accountant) > limit
             if known[event]:
                 found.append(client)

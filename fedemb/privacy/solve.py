@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from fedemb.privacy.accountant import epsilon, worst
+from fedemb.privacy.accountant import epsilon, upper_bound, worst
 from fedemb.privacy.events import Event
 
 _TOLERANCE = 1e-4  # relative, of a noise multiplier
@@ -28,7 +28,7 @@ def noise_multiplier_for(
     if not 0 < target_epsilon < float("inf"):
         raise ValueError(f"privacy.target_epsilon must be a positive number or null, got {target_epsilon}")
     meets = _memory(lambda z: epsilon(event_of(z), delta, accountant) <= target_epsilon)
-    quick = _memory(lambda z: epsilon(event_of(z), delta, "rdp") <= target_epsilon)
+    quick = _memory(lambda z: upper_bound(event_of(z), delta) <= target_epsilon)
     low, high = _bracket(quick)  # Renyi divergences are quick, and err on the side of more noise
     high *= 1 + _TOLERANCE
     if not meets(high):

@@ -118,7 +118,7 @@ def test_skellam_noise_is_nearly_gaussian_on_a_fine_grid() -> None:
         found.append(epsilon(Repeated(noise, 30), 1e-5, "rdp"))
     assert found == sorted(found, reverse=True)
     assert found[0] > 1.05 * gaussian
-    assert gaussian <= found[-1] < gaussian * 1.001
+    assert gaussian <= found[-1] < gaussian * 1.02  # the theorem is for whole orders; chords between them
     with pytest.raises(UnknownEventError, match="accountant=rdp"):
         epsilon(noise, 1e-5)
 
