@@ -141,6 +141,11 @@ def test_nodes_waves_and_chunks_do_not_change_results(case: str, change: str, tm
         "calibrated",
         "in-turn",
         "gaussian-labels",
+        "example",
+        "adaptive",
+        "chosen-rows",
+        "local",
+        "distributed",
     ],
 )
 def test_by_value_equals_by_reference(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
