@@ -1,6 +1,6 @@
 """What privacy costs in quality: two tasks, every mode, several epsilons, and the rule of thumb that foretells it.
 
-    python experiments/privacy/run.py RETAIL_CSV [--tasks mammals retail] [--seeds 5]
+    python experiments/privacy/run.py RETAIL_CSV [--tasks mammals retail] [--seeds 0 1 2 3 4]
 
 RETAIL_CSV is UCI Online Retail. Writes results.csv and plot.png beside this file as it goes; a command that was
 interrupted goes on where it was. Noise is seeded, so that figures can be reproduced: these models protect nobody.
@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("retail")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--results", type=Path, default=HERE / "results.csv")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -216,7 +216,7 @@ def main() -> None:
         if not rows:
             writer.writeheader()
         for task in arguments.tasks:
-            for seed in range(arguments.seeds):
+            for seed in arguments.seeds:
                 for mode in TASKS[task][3]:
                     for epsilon in EPSILONS if mode != "none" else (None,):
                         if (task, mode, str(epsilon or ""), str(seed)) in done:

@@ -39,9 +39,7 @@ from fedemb.privacy.events import (
 from fedemb.privacy.gaussian_mechanism import check_delta, gaussian_epsilon
 
 ACCOUNTANTS = ("pld", "prv", "rdp")
-_INTERVAL = (
-    1e-4  # of privacy losses that are told apart; errors grow with its square times the number of events
-)
+_ERROR = 1e-3  # that telling privacy losses apart on a grid may add to epsilon, relative to it above 1
 _ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 512, 1024)
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # quick, and a bound as well
 History: TypeAlias = tuple[tuple[Leaf, int], ...]
@@ -177,10 +175,19 @@ def _by_pld(history: History, delta: float) -> float:
     library = _dp_accounting()
     from dp_accounting import pld
 
-    accountant = pld.PLDAccountant(value_discretization_interval=_INTERVAL)
+    accountant = pld.PLDAccountant(value_discretization_interval=_interval(history, delta))
     for leaf, count in history:
         accountant.compose(_translated(leaf, library), count)
     return float(accountant.get_epsilon(delta))
+
+
+def _interval(history: History, delta: float) -> float:
+    """How far apart the losses of the grid are: rounding adds the number of events times its square, as was measured,
+    and time goes with its inverse.
+    """
+    count = sum(times for _, times in history)
+    wanted = _ERROR * max(1.0, _by_rdp(history, delta, _FEW_ORDERS)) / count
+    return float(min(1e-3, max(1e-6, math.sqrt(wanted))))
 
 
 def _by_prv(history: History, delta: float) -> float:

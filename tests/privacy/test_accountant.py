@@ -62,7 +62,7 @@ def test_a_finer_grid_changes_little(monkeypatch: pytest.MonkeyPatch) -> None:
     for sigma, rate, count in ((1.1, 256 / 60000, 14062), (0.3, 0.05, 30), (0.7, 1e-3, 50_000)):
         usual = epsilon(sampled(sigma, rate, count), 1e-5)
         accountant._epsilon.cache_clear()
-        monkeypatch.setattr(accountant, "_INTERVAL", 2.5e-5)
+        monkeypatch.setattr(accountant, "_ERROR", 4e-5)
         finer = epsilon(sampled(sigma, rate, count), 1e-5)
         monkeypatch.undo()
         accountant._epsilon.cache_clear()
