@@ -30,6 +30,7 @@ from fedemb.evaluate.leaks import walk_batches
 from fedemb.memory import keep_freed_memory
 from fedemb.model import Run, save_model
 from fedemb.privacy.claim import why_not_private
+from fedemb.privacy.settings import NONE
 from fedemb.report.folder import draw
 from fedemb.report.metrics_log import MetricsLog
 from fedemb.report.progress import progress
@@ -42,7 +43,7 @@ from fedemb.run.of_one import centralized_of_one, learns_at_server, local_only_o
 from fedemb.run.training import FINE_TUNED, Trained, resolve_resume, set_threads, train_with_runner
 from fedemb.train.optimizers import OPTIMIZERS
 from fedemb.train.rows import LocalTraining
-from fedemb.types import Evaluated, MetricsSink, Temporal
+from fedemb.types import Dataset, Evaluated, MetricsSink, Temporal
 
 TRAINED_BASELINES = (FINE_TUNED, "centralized", "local_only")
 _log = logging.getLogger("fedemb")
@@ -317,8 +318,10 @@ def finish(
         "seconds": tally.train_seconds,
         "total_seconds": seconds,
     }
-    extra: dict[str, Any] = {"data": dict(parts.dataset.counts)}
-    if leak_check:
+    hidden = trained.guard is not None and trained.guard.protection.settings.metrics == NONE
+    data = public_part(parts.dataset) if hidden else parts.dataset
+    extra: dict[str, Any] = {} if hidden else {"data": dict(data.counts)}
+    if leak_check and not hidden:
         extra["leak_check"] = dict(leak_check)
     if tally.rejected:
         extra["rejected"] = dict(tally.rejected)
@@ -346,19 +349,25 @@ def finish(
         trained.tables,
         trained.dense,
         parts.task.tables,
-        {t.entity: parts.dataset.vocabularies[t.entity] for t in parts.shared},
+        {t.entity: data.vocabularies[t.entity] for t in parts.shared},
         {
             "config_digest": parts.digest,
             "rounds": trained.finished_rounds,
-            "columns": {name: str(column.dtype) for name, column in parts.dataset.train.columns.items()},
-            "entity_of": dict(parts.dataset.entity_of),
-            "span": parts.dataset.span,
+            "columns": {name: str(column.dtype) for name, column in data.train.columns.items()},
+            "entity_of": dict(data.entity_of),
+            "span": data.span,
             **({"slices": parts.task.slices.tolist()} if isinstance(parts.task, Temporal) else {}),
         },
         trained.fitted,
     )
     text = json.dumps(summary, indent=2)
     write_atomically(folder / "summary.json", lambda path: path.write_text(text))
-    text, drift = OmegaConf.to_yaml(config), _drift(parts, trained)
-    draw(folder, summary, parts.dataset, parts.shared, trained.tables, measured, text, drift)
+    text, drift = OmegaConf.to_yaml(config), _drift(replace(parts, dataset=data), trained)
+    draw(folder, summary, data, parts.shared, trained.tables, measured, text, drift)
     return summary
+
+
+def public_part(dataset: Dataset) -> Dataset:
+    """The same data for a folder that is to be private as a whole: without what a report would tell of examples."""
+    vocabularies = {name: replace(own, counts=None) for name, own in dataset.vocabularies.items()}
+    return replace(dataset, vocabularies=vocabularies, taxonomy=None, span=None, counts={}, truth={})

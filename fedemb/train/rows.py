@@ -336,6 +336,10 @@ def _client_bytes(task: Task, shards: Shards, settings: LocalTraining) -> Int64:
         anew = drawn is not None and (drawn.cdf is not None or drawn.count < table.num_rows)
         steps = settings.epochs * -(-sizes // np.maximum(in_step, 1)) if anew else 1
         total += in_step * most * _COMPARISON_BYTES + most * (3 * _row_bytes(table) + 24 * steps)
+        if settings.privacy is not None:  # every example has a copy of its own, with gradients in two forms
+            total += in_step * most * 6 * _row_bytes(table)
+    if settings.privacy is not None:  # every client has all rows, and their noise
+        total += sum(table.num_rows * (4 * _row_bytes(table) + 24) for table in task.tables)
     return total
 
 

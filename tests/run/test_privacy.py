@@ -55,6 +55,9 @@ def test_the_summary_says_what_is_claimed(mode: list[str], unit: str, trusted: s
     assert found["noise_is_reproducible"] is False
     assert "not_private_because" not in found
     assert "metrics" not in run.summary
+    assert "data" not in run.summary
+    assert run.vocabularies["item"].counts is None
+    assert run.summary["work"]["examples"] == 0
     assert all(line["loss"] is None for line in run.metrics)
     assert (table(run) != 0).all()
 
