@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from fedemb.privacy.noise import system_bits
-from fedemb.privacy.skellam import skellam_of
+from fedemb.privacy.skellam import _cumulative, skellam_of
 
 
 def chi_square(found: np.ndarray, variance: float) -> float:
@@ -32,6 +32,17 @@ def test_a_wrong_variance_would_be_seen() -> None:
 def test_shares_add_up_to_the_whole() -> None:
     shares = skellam_of(system_bits(7 * 200_000), 100.0 / 7).reshape(7, -1)
     assert chi_square(shares.sum(0), 100.0) > 1e-4
+
+
+@pytest.mark.parametrize("variance", [0.01, 7.0, 8.0e5])
+def test_the_search_finds_the_first_one_that_is_not_below(variance: float) -> None:
+    numbers = np.concatenate(
+        (system_bits(50_000), np.array([0, 1, 2**48, 2**64 - 2**48, 2**64 - 1], dtype=np.uint64))
+    )
+    table = _cumulative(variance)
+    uniform = ((numbers >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    expected = np.searchsorted(table, uniform) - (len(table) - 1) // 2
+    assert np.array_equal(skellam_of(numbers, variance), expected)
 
 
 def test_extreme_numbers_are_in_range() -> None:
