@@ -190,7 +190,7 @@ def _as_setting(group: str, message: str) -> str:
     """A constructor's complaint about an argument, in the words of settings."""
     found = re.search(r"unexpected keyword argument '(\w+)'", message)
     if found:
-        return f"{group}.{found[1]} is not a setting of the chosen {group}"
+        return f"{group}.{found[1]} is not a setting of the chosen {group}; ~{group}.{found[1]} takes it out"
     found = re.search(r"missing .*? argument.*?: '(\w+)'", message)
     return f"{group}.{found[1]} must be set" if found else message.splitlines()[0]
 

@@ -40,6 +40,7 @@ from fedemb.privacy.gaussian_mechanism import check_delta, gaussian_epsilon
 
 ACCOUNTANTS = ("pld", "prv", "rdp")
 _ERROR = 1e-3  # that telling privacy losses apart on a grid may add to epsilon, relative to it above 1
+_COARSE = 1e-2  # grid of a quick bound
 _ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 80, 96, 128, 192, 256, 512, 1024)
 _FEW_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)  # quick, and a bound as well
 History: TypeAlias = tuple[tuple[Leaf, int], ...]
@@ -82,8 +83,8 @@ def epsilon(event: Event, delta: float, accountant: str = "pld") -> float:
 def worst(histories: Iterable[Event], delta: float, accountant: str = "pld") -> tuple[float, Event]:
     """The largest epsilon of many histories, and whose it is: those of clients with different numbers of examples, say.
 
-    Only as many are accounted for exactly as must be: Renyi divergences bound the exact value from above, so once the
-    next bound is below the largest exact value, no other can be larger.
+    Only as many are accounted for exactly as must be. Renyi divergences bound the exact value from above, quickly; so
+    does a coarse pessimistic grid, more tightly. What is bounded below the largest exact value cannot be worse.
     """
     events = list({_canonical(counted(event)): event for event in histories}.values())
     bounds = sorted(((upper_bound(event, delta), at) for at, event in enumerate(events)), reverse=True)
@@ -91,10 +92,20 @@ def worst(histories: Iterable[Event], delta: float, accountant: str = "pld") -> 
     for bound, at in bounds:
         if bound <= largest:
             break
+        if accountant == "pld" and largest and _coarse_bound(events[at], delta) <= largest:
+            continue
         exact = epsilon(events[at], delta, accountant)
         if exact > largest:
             largest, found = exact, events[at]
     return largest, found
+
+
+def _coarse_bound(event: Event, delta: float) -> float:
+    """An epsilon that is enough, by losses on a coarse grid."""
+    history = _canonical(counted(event))
+    if any(not isinstance(leaf, GaussianNoise | PoissonSampled) for leaf, _ in history):
+        return math.inf
+    return _by_pld(history, delta, _COARSE) if history else 0.0
 
 
 def upper_bound(event: Event, delta: float) -> float:
@@ -171,11 +182,12 @@ def _epsilon(history: History, delta: float, accountant: str) -> float:
     return _by_prv(history, delta)
 
 
-def _by_pld(history: History, delta: float) -> float:
+def _by_pld(history: History, delta: float, interval: float | None = None) -> float:
     library = _dp_accounting()
     from dp_accounting import pld
 
-    accountant = pld.PLDAccountant(value_discretization_interval=_interval(history, delta))
+    interval = _interval(history, delta) if interval is None else interval
+    accountant = pld.PLDAccountant(value_discretization_interval=interval)
     for leaf, count in history:
         accountant.compose(_translated(leaf, library), count)
     return float(accountant.get_epsilon(delta))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedemb.privacy.accountant import worst
 from fedemb.privacy.banded import effective_noise_multiplier
@@ -19,7 +20,8 @@ from fedemb.privacy.events import (
     Repeated,
     SkellamNoise,
 )
-from fedemb.privacy.settings import CENTRAL, DISTRIBUTED, EXAMPLE, RAW, PrivacySettings
+from fedemb.privacy.gaussian_mechanism import analytic_noise_multiplier
+from fedemb.privacy.settings import CENTRAL, DISTRIBUTED, EXAMPLE, LOCAL, RAW, PrivacySettings
 from fedemb.privacy.solve import noise_multiplier_for_all
 from fedemb.train.poisson import Sampling
 from fedemb.types import CohortSampler, Int64, Participation
@@ -94,6 +96,12 @@ class Claim:
         if settings.target_epsilon is None:
             claim.spent([Segment(1, 1, chosen)])  # that the accountant knows such events
             return claim
+        if (
+            settings.name == LOCAL and settings.accountant == "pld"
+        ):  # so many releases are one, in closed form
+            most = claim._most(Segment(1, rounds, 1.0))
+            alone = analytic_noise_multiplier(settings.target_epsilon, settings.delta)
+            return Claim(settings, facts, alone * max(1, most) ** 0.5)
         found = noise_multiplier_for_all(
             lambda z: claim.histories([Segment(1, rounds, z)]),
             settings.target_epsilon,
@@ -152,8 +160,13 @@ class Claim:
         distinct, at = np.unique(alike, return_inverse=True)
         most = np.zeros((len(distinct), len(segments)), dtype=np.int64)
         np.maximum.at(most, at.ravel(), counts)
-        kept = zip(distinct.tolist(), most.tolist(), strict=True)
-        return [self.history_of(size, own, segments) for size, own in kept if size]
+        sampling = Sampling.of(distinct, batch_size)
+        steps = most * sampling.steps[:, None]
+        kept = _undominated(np.column_stack((sampling.rate, steps))[distinct > 0])
+        return [
+            self.history_of(int(distinct[distinct > 0][at]), most[distinct > 0][at].tolist(), segments)
+            for at in kept
+        ]
 
     def history_of(self, size: int, counts: Sequence[int], segments: Sequence[Segment]) -> Event:
         """What was done to each example of a client that has ``size`` and took part so often in each segment."""
@@ -225,11 +238,26 @@ class Claim:
         return "none that amplifies: who takes part is known, and participations are counted"
 
 
+def _undominated(costs: npt.NDArray[np.float64]) -> list[int]:
+    """Lines than which no other is as large in all columns and larger in one; of equal lines, the first.
+
+    >>> _undominated(np.array([[0.5, 4.0], [0.4, 4.0], [0.1, 9.0], [0.5, 4.0]]))
+    [0, 2]
+    """
+    kept = []
+    for at, own in enumerate(costs):
+        as_large = (costs >= own).all(1)
+        larger = as_large & (costs > own).any(1)
+        if not larger.any() and not as_large[:at].any():
+            kept.append(at)
+    return kept
+
+
 _ADVERSARIES = {
     EXAMPLE: "everybody else, the server included, who sees every update",
     CENTRAL: "everybody but the server, which is trusted; sees the model after every round, not who took part",
     DISTRIBUTED: "everybody, the server included, who sees sums over the cohort alone, and who took part",
-    "local": "everybody else, the server included, who sees every update",
+    LOCAL: "everybody else, the server included, who sees every update",
 }
 _UNIVERSES = {
     "vocabulary": "all rows; their names are declared to be public",
