@@ -17,6 +17,7 @@ from torch import Tensor, dtype
 if TYPE_CHECKING:
     from fedemb.data.shards import Shards
     from fedemb.data.vocabulary import Vocabulary
+    from fedemb.stages.spread import Layout
 
 Int64 = npt.NDArray[np.int64]
 Float = npt.NDArray[np.floating[Any]]
@@ -632,6 +633,11 @@ class Stateful(Stage, Protocol):
     @property
     def confined(self) -> bool:
         """Whether its universe was chosen."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Its universe."""
         ...
 
     def confine(self, rows: Mapping[str, Tensor]) -> None:

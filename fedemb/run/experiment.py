@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from fedemb.atomic import write_atomically
 from fedemb.build import Parts, build
 from fedemb.config import compose_config
+from fedemb.data.vocabulary import Vocabulary
 from fedemb.errors import SettingError
 from fedemb.evaluate.alarm import leak_alarm
 from fedemb.evaluate.choose import REFERENCES, reference_ranking, unknowing_rankings
@@ -319,7 +321,7 @@ def finish(
         "total_seconds": seconds,
     }
     hidden = trained.guard is not None and trained.guard.protection.settings.metrics == NONE
-    data = public_part(parts.dataset) if hidden else parts.dataset
+    data = public_part(parts, trained.universe) if hidden else parts.dataset
     extra: dict[str, Any] = {} if hidden else {"data": dict(data.counts)}
     if leak_check and not hidden:
         extra["leak_check"] = dict(leak_check)
@@ -367,7 +369,21 @@ def finish(
     return summary
 
 
-def public_part(dataset: Dataset) -> Dataset:
-    """The same data for a folder that is to be private as a whole: without what a report would tell of examples."""
+def public_part(parts: Parts, universe: Mapping[str, Tensor]) -> Dataset:
+    """The data for a folder that is to be private as a whole: without what would tell of examples.
+
+    Args:
+        parts: Of the run.
+        universe: Rows that were chosen under privacy, by table, if they were: others stay without a name.
+    """
+    dataset, main = parts.dataset, parts.shared[0] if parts.shared else None
     vocabularies = {name: replace(own, counts=None) for name, own in dataset.vocabularies.items()}
+    if main is not None and main.name in universe:
+        chosen = universe[main.name].view(-1, main.num_slices)[:, 0].tolist()
+        names = vocabularies[main.entity].to_list()
+        kept = [
+            name if there else f"unreleased/{row}"
+            for row, (name, there) in enumerate(zip(names, chosen, strict=True))
+        ]
+        vocabularies[main.entity] = Vocabulary.of(kept)
     return replace(dataset, vocabularies=vocabularies, taxonomy=None, span=None, counts={}, truth={})

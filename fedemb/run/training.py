@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Trained:
         finished_rounds: Rounds that are done.
         interrupted: Whether Ctrl-C or SIGTERM ended it.
         guard: Who kept the books of privacy; None: nobody was protected.
+        universe: Per table the rows ``(num_rows,)`` bool that were chosen under privacy, if they were.
     """
 
     tables: dict[str, Tensor]
@@ -55,6 +57,7 @@ class Trained:
     finished_rounds: int = 0
     interrupted: bool = False
     guard: Guard | None = None
+    universe: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def plan_of(
@@ -173,6 +176,9 @@ def train_on(
     finally:
         trained.finished_rounds, trained.evaluated = strategy.finished_rounds, strategy.evaluated
         trained.fitted = strategy.fitted
+        for stage in _remembering(plan):
+            if stage.confined:
+                trained.universe = stage.layout.rows
 
 
 def train_with_runner(

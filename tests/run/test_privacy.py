@@ -205,3 +205,6 @@ def test_a_chosen_universe_stays_and_is_paid_for(tmp_path: Path) -> None:
     plain = fedemb.train(CENTRAL, tmp_path / "plain").summary["privacy"]["epsilon"]
     assert run.summary["privacy"]["epsilon"] > plain
     assert "paid for" in run.summary["privacy"]["universe"]
+    silent = fedemb.train([*CENTRAL, *chosen, "privacy.metrics=none"], tmp_path / "silent")
+    named = [not name.startswith("unreleased/") for name in silent.table("item")[0]]
+    assert 0 < sum(named) < 40
