@@ -254,7 +254,7 @@ class FederatedEmbedding(Strategy):
             line["aborted"] = True
         if self.plan.guard is not None and self.plan.guard.protection.hides_cohorts:
             line |= dict.fromkeys(("client_updates", "upload_bytes", "download_bytes"))
-        if reasons:
+        elif reasons:
             line["rejected"] = {str(client): reason for client, reason in list(reasons.items())[:20]}
         return line
 

@@ -325,7 +325,7 @@ def finish(
     extra: dict[str, Any] = {} if hidden else {"data": dict(data.counts)}
     if leak_check and not hidden:
         extra["leak_check"] = dict(leak_check)
-    if tally.rejected:
+    if tally.rejected and not (trained.guard is not None and trained.guard.protection.hides_cohorts):
         extra["rejected"] = dict(tally.rejected)
     if trained.interrupted:
         extra["interrupted"] = True

@@ -206,6 +206,18 @@ def test_a_bad_node_is_counted_and_the_run_goes_on(
     assert all(torch.isfinite(table).all() for table in trained.tables.values())
 
 
+@pytest.mark.parametrize("fault", ["nan", "raises"])
+def test_who_was_refused_is_not_told_where_cohorts_are_secret(fault: str, tmp_path: Path) -> None:
+    private = ["privacy=client_central", "privacy.metrics=none", "cohort=poisson", "cohort.rate=0.9"]
+    config = compose_config([*SMALL, *private, "rounds=2", "baselines=[]", "runner.num_nodes=3"])
+    parts = build(config)
+    trained, lines = Trained(*parts.initial()), []
+    train_on(failing_grid(parts, fault), parts, config, tmp_path, lines.append, trained)
+    assert trained.tally.rejected
+    assert all("rejected" not in line and line["client_updates"] is None for line in lines)
+    assert all(torch.isfinite(table).all() for table in trained.tables.values())
+
+
 def test_a_round_without_any_update_ends_the_run(tmp_path: Path) -> None:
     config = compose_config([*SMALL, "baselines=[]"])
     parts = build(config)
