@@ -165,7 +165,11 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
         f"epsilon {number(privacy.get('epsilon'))} at delta {privacy.get('delta')} per {privacy.get('unit')}"
     )
     names = {"accountant": "accountant", "noise_multiplier": "noise multiplier", "clip_norm": "clip norm"}
-    parts = [f"{spoken} {privacy[name]}" for name, spoken in names.items() if privacy.get(name) is not None]
+    known = {spoken: privacy[name] for name, spoken in names.items() if privacy.get(name) is not None}
+    parts = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in known.items()
+    ]
     if privacy.get("stopped_before_round"):
         parts.append(f"stopped before round {privacy['stopped_before_round']}, which would exceed the budget")
     if privacy.get("private") is False:
