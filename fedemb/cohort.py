@@ -78,10 +78,10 @@ class Poisson:
 
 @dataclass(frozen=True)
 class Turns:
-    """``size`` clients in a random order that stays: each has its turn once in so many rounds, and never sooner.
+    """At most ``size`` clients in a random order that stays: each has its turn once in so many rounds, never sooner.
 
     No amplification by sampling, for who takes part is foreseen; but a bound on how often and how soon again, which
-    correlated noise needs. Where the clients do not fill the last cohort of an order, it is smaller.
+    correlated noise needs. Cohorts are as even as they get.
     """
 
     size: int
@@ -93,8 +93,7 @@ class Turns:
     def __call__(self, seed: int, round: int, eligible: Int64) -> Int64:
         order = generator(seed, "turns", 0).permutation(len(eligible))
         num_turns = -(-len(eligible) // self.size)
-        turn = (round - 1) % num_turns
-        return eligible[np.sort(order[turn * self.size : (turn + 1) * self.size])]
+        return eligible[np.sort(np.array_split(order, num_turns)[(round - 1) % num_turns])]
 
     def check(self, num_eligible: int) -> None:
         """Raises SettingError if there are fewer clients than a cohort needs."""

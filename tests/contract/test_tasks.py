@@ -650,6 +650,8 @@ def test_turns_come_in_order_and_never_sooner() -> None:
     sampler, rounds = Turns(7), 12
     separation = sampler.participation(len(ELIGIBLE)).separation
     assert separation == 3
+    assert [len(sampler(5, round, ELIGIBLE)) for round in (1, 2, 3)] == [7, 7, 6]
+    assert [len(Turns(4)(5, round, ELIGIBLE[:13])) for round in (1, 2, 3, 4)] == [4, 3, 3, 3]
     taken: dict[int, list[int]] = {int(client): [] for client in ELIGIBLE}
     for round in range(1, rounds + 1):
         for client in sampler(5, round, ELIGIBLE):
