@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from fedemb.aggregate.plain import Plain
-from fedemb.config import digest, explain
+from fedemb.checked import checked
+from fedemb.config import config_of, digest, explain
 from fedemb.data.declared import read_vocabulary
 from fedemb.data.known import with_names_of
 from fedemb.errors import DataError, SettingError
@@ -27,7 +26,7 @@ from fedemb.evaluate.choose import evaluation_for, known_when_measured
 from fedemb.evaluate.confidence import Calibration
 from fedemb.gaussian import Gaussian
 from fedemb.model import Run
-from fedemb.privacy.checks import check_metrics, check_privacy
+from fedemb.privacy.checks import check_privacy
 from fedemb.privacy.pipeline import Protection, universe_of
 from fedemb.privacy.select import Selection
 from fedemb.privacy.settings import NONE, AdaptiveSettings, PrivacySettings
@@ -127,53 +126,6 @@ class Parts:
         return self._hosts[node, num_nodes]
 
 
-_KINDS: Mapping[Any, tuple[str, tuple[type, ...]]] = {
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
-    bool: ("true or false", (bool,)),
-    str: ("text", (str,)),
-    NoneType: ("null", (NoneType,)),
-    Mapping: ("settings such as {name: value}", (Mapping,)),
-    Sequence: ("a list such as [a, b]", (list, tuple)),
-}
-
-
-# Settings that have another name in a constructor.
-_SETTINGS = {
-    ("aggregate", "cap"): "weight_cap",
-    ("aggregate", "by"): "weights",
-    ("server", "rule"): "optimizer",
-}
-
-
-def _declared(make: Any) -> dict[str, Any]:
-    """Types of a constructor's arguments; of what it returns where it only passes them on."""
-    try:
-        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
-        made = hints.get("return")
-        own = get_type_hints(made) if isinstance(made, type) and made is not NoneType else {}
-    except NameError:  # a type that is only imported for type checkers
-        return {}
-    return {**own, **hints}
-
-
-def _check_kinds(group: str, make: Any, settings: Mapping[str, Any]) -> None:
-    """Refuses text for a number and the like, by the types that a constructor declares."""
-    declared = _declared(make)
-    for name, value in settings.items():
-        hint = declared.get(name)
-        hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        kinds = [get_origin(one) or one for one in hints]
-        if all(kind in _KINDS for kind in kinds):
-            fits = (
-                isinstance(value, _KINDS[k][1]) and (k is bool or not isinstance(value, bool)) for k in kinds
-            )
-            if not any(fits):
-                words = " or ".join(_KINDS[kind][0] for kind in kinds)
-                setting = _SETTINGS.get((group, name), name)
-                raise SettingError(f"{group}.{setting} must be {words}, got {value!r}")
-
-
 def _instantiate(group: str, node: Any, **extra: Any) -> Any:
     """The object that a config node names, with the error that its constructor raised.
 
@@ -183,27 +135,7 @@ def _instantiate(group: str, node: Any, **extra: Any) -> Any:
         make = instantiate(node, _convert_="all", _partial_=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingError(explain(error)) from error
-    return _checked(group, make.func, **make.keywords, **extra)
-
-
-def _as_setting(group: str, message: str) -> str:
-    """A constructor's complaint about an argument, in the words of settings."""
-    found = re.search(r"unexpected keyword argument '(\w+)'", message)
-    if found:
-        return f"{group}.{found[1]} is not a setting of the chosen {group}; ~{group}.{found[1]} takes it out"
-    found = re.search(r"missing .*? argument.*?: '(\w+)'", message)
-    return f"{group}.{found[1]} must be set" if found else message.splitlines()[0]
-
-
-def _checked(group: str, make: Callable[..., Any], **settings: Any) -> Any:
-    """What ``make`` makes of these settings, its complaints in the words of settings."""
-    _check_kinds(group, make, settings)
-    try:
-        return make(**settings)
-    except (SettingError, DataError):
-        raise
-    except (ValueError, TypeError) as error:
-        raise SettingError(_as_setting(group, str(error))) from error
+    return checked(group, make.func, **make.keywords, **extra)
 
 
 def _device(name: str) -> torch.device:
@@ -226,7 +158,7 @@ def _training(settings: DictConfig) -> LocalTraining:
     name = plain.pop("optimizer")
     if name not in OPTIMIZERS:
         raise SettingError(f"train.optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    made: LocalTraining = _checked("train", LocalTraining, optimizer=OPTIMIZERS[name](), **plain)
+    made: LocalTraining = checked("train", LocalTraining, optimizer=OPTIMIZERS[name](), **plain)
     return made
 
 
@@ -307,10 +239,7 @@ def rebuild(folder: Path, dataset: Dataset) -> tuple[Task, LocalTraining, int]:
         SettingError: If the task needs to see its data.
         DataError: If the configuration is not there.
     """
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise DataError(f"{folder} must hold its configuration, but .hydra/config.yaml is missing")
-    config = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.load(path), resolve=True))
+    config = config_of(folder)
     task: Task = _instantiate("task", config.task, dataset=dataset)
     return task, _training(config.train), int(config.seed)
 
@@ -319,13 +248,13 @@ def _evaluation(config: Any, task: Task, dataset: Dataset) -> Evaluation | None:
     settings: dict[str, Any] = {str(k): v for k, v in config.evaluation.items()}
     calibrate = settings.pop("calibrate")
     wanted = {name: settings.pop(name) for name in ("alpha", "bins")}
-    calibration = _checked(
+    calibration = checked(
         "evaluation",
         Calibration.of,
         calibrate=OmegaConf.to_container(calibrate) if OmegaConf.is_config(calibrate) else calibrate,
         **wanted,
     )
-    found: Evaluation | None = _checked(
+    found: Evaluation | None = checked(
         "evaluation",
         evaluation_for,
         task=task,
@@ -359,14 +288,14 @@ def assemble(config: Any, dataset: Dataset, task: Task, device: torch.device) ->
     num_eligible = int((dataset.train.sizes > 0).sum())
     sampler.check(num_eligible)
     aggregate = config.aggregate
-    weight = _checked("aggregate", Weight, by=aggregate.weights, cap=aggregate.weight_cap)
+    weight = checked("aggregate", Weight, by=aggregate.weights, cap=aggregate.weight_cap)
     if aggregate.rows in ("sum", "population") and aggregate.weights == "examples":
         raise SettingError(
             f"aggregate.rows={aggregate.rows} adds updates up, so aggregate.weights must be uniform or capped, "
             "got examples"
         )
     shared = tuple(table for table in task.tables if table.shared)
-    _checked("aggregate", Plain, tables=shared, rows=aggregate.rows, mean=aggregate.mean)
+    checked("aggregate", Plain, tables=shared, rows=aggregate.rows, mean=aggregate.mean)
 
     training = _training(config.train)
     protection = _protection(config, dataset, task, sampler, training, device)
@@ -375,7 +304,7 @@ def assemble(config: Any, dataset: Dataset, task: Task, device: torch.device) ->
         stages = protection.client_stages(weight)
         training = replace(training, privacy=protection.example_privacy())
     elif aggregate.get("clip_norm") is not None:
-        stages = (_checked("aggregate", Clip, clip_norm=aggregate.clip_norm), weight)
+        stages = (checked("aggregate", Clip, clip_norm=aggregate.clip_norm), weight)
 
     def aggregator_of(holders: dict[str, Tensor], num_clients: int) -> Aggregator:
         if protection is not None and aggregate.name == "secure":
@@ -385,8 +314,8 @@ def assemble(config: Any, dataset: Dataset, task: Task, device: torch.device) ->
 
     server: dict[str, Any] = {str(k): v for k, v in config.server.items()}
     rule = server.pop("optimizer")
-    settings = _checked("server", Settings, **server)
-    _checked("server", RowOptimizer, tables=shared, rule=rule, settings=settings)
+    settings = checked("server", Settings, **server)
+    checked("server", RowOptimizer, tables=shared, rule=rule, settings=settings)
 
     def optimizer_of() -> ServerOptimizer:
         plain = RowOptimizer(shared, rule, settings)
@@ -406,7 +335,7 @@ def assemble(config: Any, dataset: Dataset, task: Task, device: torch.device) ->
             "train.personal=reconstructed needs a task with personal tables, such as task=factorization; "
             "use train.personal=stateful"
         )
-    measured = protection is None or check_metrics(protection.settings)
+    measured = protection is None or not protection.hides_metrics
     return Parts(
         dataset=dataset,
         task=task,
@@ -437,12 +366,12 @@ def _protection(
     wanted = _plain(config.privacy)
     for name, make in (("adaptive_clip", AdaptiveSettings), ("selection", Selection)):
         if isinstance(wanted.get(name), dict):
-            wanted[name] = _checked(f"privacy.{name}", make, **wanted[name])
+            wanted[name] = checked(f"privacy.{name}", make, **wanted[name])
         elif wanted.get(name) is not None:
             raise SettingError(
                 f"privacy.{name} must be settings such as {{name: value}}, got {wanted[name]!r}"
             )
-    settings = _checked("privacy", PrivacySettings, **wanted)
+    settings = checked("privacy", PrivacySettings, **wanted)
     sizes = task.examples(dataset.train).sizes
     participation = sampler.participation(int((sizes > 0).sum()))
     beside = {"baselines": list(config.baselines), "ablations": list(config.ablations or {})}
@@ -452,14 +381,14 @@ def _protection(
         return None
     shared = tuple(table for table in task.tables if table.shared)
     names = dataset.vocabularies[shared[0].entity] if shared else None
-    universe = _checked(
+    universe = checked(
         "privacy",
         universe_of,
         settings=settings,
         tables=shared,
         index=lambda path: names.index(read_vocabulary(path).names) if names is not None else None,
     )
-    made: Protection = _checked(
+    made: Protection = checked(
         "privacy",
         Protection.of,
         settings=settings,

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedemb.errors import SettingError
+from fedemb.errors import DataError, SettingError
 
 NOT_HASHED = (
     "runner",
@@ -157,6 +157,23 @@ def command_settings(command: str, overrides: Sequence[str]) -> dict[str, Any]:
         ) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def config_of(folder: Path) -> DictConfig:
+    """The configuration of a run folder, resolved, and taking up nothing.
+
+    Raises:
+        DataError: If it is not there.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise DataError(
+            f"{folder} must be a run folder, but its configuration, .hydra/config.yaml, is missing"
+        )
+    config = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.load(path), resolve=True))
+    assert isinstance(config, DictConfig)
+    config.resume = None
+    return config
 
 
 def digest(config: DictConfig) -> str:

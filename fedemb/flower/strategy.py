@@ -90,7 +90,7 @@ class FederatedEmbedding(Strategy):
             grid, plan.num_nodes, plan.digest, plan.shapes, plan.want_holders, plan.timeout_seconds, selects
         )
         if selects and self.nodes.votes is not None and plan.guard is not None:
-            plan.guard.protection.choose_universe(self.nodes.votes, plan.stages)
+            plan.guard.choose_universe(self.nodes.votes, plan.stages)
         self.eligible = np.flatnonzero(self.nodes.sizes > 0)
         if not len(self.eligible):
             raise DataError(

@@ -25,18 +25,6 @@ def auc(positives: Float64, negatives: Float64) -> float:
     return auroc(counts)
 
 
-def auc_error(value: float, positives: int, negatives: int) -> float:
-    """Standard error of an AUC from so many of either.
-
-    Reference: Hanley, McNeil, "The Meaning and Use of the Area under a Receiver Operating Characteristic Curve", 1982,
-    eq. (2).
-    """
-    first, second = value / (2 - value), 2 * value**2 / (1 + value)
-    variance = value * (1 - value)
-    variance += (positives - 1) * (first - value**2) + (negatives - 1) * (second - value**2)
-    return math.sqrt(max(0.0, variance) / (positives * negatives))
-
-
 def true_positive_rate(positives: Float64, negatives: Float64, false_positive_rate: float = 0.01) -> float:
     """Share of positives above the score that so many negatives exceed.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedemb.errors import SettingError
-from fedemb.privacy.settings import CENTRAL, DISTRIBUTED, EXAMPLE, NONE, RAW, SELECT, PrivacySettings
+from fedemb.privacy.settings import CENTRAL, DISTRIBUTED, EXAMPLE, NONE, SELECT, PrivacySettings
 from fedemb.train.candidates import candidate_tables
 from fedemb.train.rows import RECONSTRUCTED, LocalTraining
 from fedemb.types import Participation, Task
@@ -47,6 +47,11 @@ def check_privacy(
     if settings.name == NONE:
         return
     mode = f"privacy={settings.name}"
+    if deployed and settings.name == DISTRIBUTED:
+        raise SettingError(
+            f"{mode} needs masks where clients are real, and aggregate=secure has none yet: the server would see each "
+            "client's integers; use privacy=local or example with runner=deployment"
+        )
     _check_sum(mode, settings, aggregate)
     _check_draws(mode, task_settings)
     if settings.name == EXAMPLE:
@@ -152,8 +157,3 @@ def _check_cohort(mode: str, settings: PrivacySettings, participation: Participa
             f"privacy.universe=select needs a server that may count who holds which row, as that of "
             f"privacy=client_central, got {mode}; declare the universe: privacy.universe=vocabulary or a file of names"
         )
-
-
-def check_metrics(settings: PrivacySettings) -> bool:
-    """Whether a run may measure its model on clients' data."""
-    return settings.name == NONE or settings.metrics == RAW

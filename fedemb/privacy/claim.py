@@ -26,8 +26,6 @@ from fedemb.privacy.solve import noise_multiplier_for_all
 from fedemb.train.poisson import Sampling
 from fedemb.types import CohortSampler, Int64, Participation
 
-NOTHING = Composed(())
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -55,19 +53,19 @@ class Facts:
         epochs: Of a round.
         batch_size: Examples of a step on average; 0: all.
         bands: Of correlated noise; 1: independent.
-        skellam: The noise of a sum of integers, by noise multiplier; None where there is none.
-        once: What was released before the first round.
+        skellam: The noise of a sum of integers, by noise multiplier, for ``client_distributed``.
+        choice: What choosing a universe costs; nothing where it is declared.
     """
 
     participation: Participation
     sampler: CohortSampler
     seed: int
     sizes: Int64
-    epochs: int = 1
-    batch_size: int = 0
-    bands: int = 1
-    skellam: Callable[[float], SkellamNoise] | None = None
-    once: Event = NOTHING
+    epochs: int
+    batch_size: int
+    bands: int
+    skellam: Callable[[float], SkellamNoise]
+    choice: Event
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,7 @@ class Claim:
         if settings.target_epsilon is None:
             claim.spent([Segment(1, 1, chosen)])  # that the accountant knows such events
             return claim
-        if (
-            settings.name == LOCAL and settings.accountant == "pld"
-        ):  # so many releases are one, in closed form
+        if settings.name == LOCAL and settings.accountant == "pld":  # its releases are one, in closed form
             most = claim._most(Segment(1, rounds, 1.0))
             alone = analytic_noise_multiplier(settings.target_epsilon, settings.delta)
             return Claim(settings, facts, alone * max(1, most) ** 0.5)
@@ -110,27 +106,22 @@ class Claim:
         )
         return Claim(settings, facts, found)
 
-    def spent(self, segments: Sequence[Segment]) -> float:
-        """Epsilon of all that these rounds released: the largest of any unit."""
-        return worst(self.histories(segments), self.settings.delta, self.settings.accountant)[0]
+    def spent(self, segments: Sequence[Segment], choices: int = 1) -> float:
+        """Epsilon of all that these rounds released, and so many choices of a universe: the largest of any unit."""
+        found = self.histories(segments, choices)
+        return worst(found, self.settings.delta, self.settings.accountant)[0]
 
-    def after(self, done: Sequence[Segment], first: int, last: int) -> float:
-        """Epsilon once the rounds ``first .. last`` are run as well."""
-        return self.spent(charged(done, Segment(first, last, self.noise_multiplier)))
-
-    def histories(self, segments: Sequence[Segment]) -> Iterable[Event]:
+    def histories(self, segments: Sequence[Segment], choices: int = 1) -> Iterable[Event]:
         """What was done to each unit; to the worst one of them where that is clear."""
         if self.settings.name == EXAMPLE:
             return self._of_examples(segments)
-        parts = [self._of_clients(segment) for segment in segments]
-        return [Composed((self.facts.once, *parts))] if parts else []
+        return [Composed((Repeated(self.facts.choice, choices), *map(self._of_clients, segments)))]
 
     def _of_clients(self, segment: Segment) -> Event:
         """The event of a segment for the client that took part most often."""
         facts, rounds, z = self.facts, segment.last - segment.first + 1, segment.noise_multiplier
         participation = facts.participation
         if self.settings.name == DISTRIBUTED:
-            assert facts.skellam is not None
             return Repeated(facts.skellam(z), self._most(segment)) if z else GaussianNoise(0.0)
         if self.settings.name != CENTRAL:
             return Repeated(GaussianNoise(z), self._most(segment))
@@ -286,12 +277,13 @@ def charged(done: Sequence[Segment], new: Segment) -> list[Segment]:
     return [*done, new]
 
 
-def why_not_private(settings: PrivacySettings, others: Sequence[str]) -> list[str]:
+def why_not_private(settings: PrivacySettings, others: Sequence[str], checkpoints: bool) -> list[str]:
     """What keeps a run folder as a whole from being private; empty if nothing does.
 
     Args:
         settings: What was asked for.
         others: What stands beside the model that was trained on the same data without protection.
+        checkpoints: Whether the folder holds any.
     """
     reasons = []
     if settings.noise_multiplier == 0:
@@ -302,6 +294,12 @@ def why_not_private(settings: PrivacySettings, others: Sequence[str]) -> list[st
         reasons.append(
             "losses and evaluations on clients' data are reported without noise (privacy.metrics=none)"
         )
+    if settings.name == DISTRIBUTED:
+        reasons.append(
+            "the server adds integers up that it sees one by one, until there are masks to hide them"
+        )
+    if checkpoints:
+        reasons.append("checkpoint/ holds what only the server and the clients may see: take it out")
     if others:
         reasons.append(f"trained on the same data without protection: {', '.join(others)}")
     return reasons

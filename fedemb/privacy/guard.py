@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from fedemb.errors import RunError
+from fedemb.privacy.claim import Segment, charged
 from fedemb.privacy.ledger import Ledger
 from fedemb.privacy.pipeline import Protection
 from fedemb.privacy.solve import most_rounds
+from fedemb.types import Stage
 
 
 @dataclass
@@ -35,21 +40,35 @@ class Guard:
         Raises:
             RunError: If not one round is left.
         """
-        claim, limit = self.protection.claim, self.protection.settings.limit
+        limit = self.protection.settings.limit
         if limit is None:
             return
-        done = self.ledger.segments
-        self.last_allowed = most_rounds(
-            lambda round: claim.after(done, first, round) if round >= first else claim.spent(done),
-            limit,
-            first,
-            last,
-        )
+        self.last_allowed = most_rounds(lambda round: self._after(first, round), limit, first, last)
         if self.last_allowed < first <= last:
             raise RunError(
-                f"round {first} would bring epsilon to {claim.after(done, first, first):.4g}, above the budget of "
-                f"{limit:g}; before it {claim.spent(done):.4g} is spent. Raise privacy.noise_multiplier or the budget"
+                f"round {first} would bring epsilon to {self._after(first, first):.4g}, above the budget of {limit:g}; "
+                f"before it {self._spent(self.ledger.segments):.4g} is spent. Raise privacy.noise_multiplier or the "
+                "budget"
             )
+
+    def _spent(self, segments: Sequence[Segment]) -> float:
+        return self.protection.claim.spent(segments, self.ledger.choices)
+
+    def _after(self, first: int, last: int) -> float:
+        """Epsilon once the rounds ``first .. last`` are run as well, if there are any."""
+        done, claim = self.ledger.segments, self.protection.claim
+        return self._spent(
+            charged(done, Segment(first, last, claim.noise_multiplier)) if last >= first else done
+        )
+
+    def choose_universe(self, votes: Tensor, stages: Sequence[Stage]) -> None:
+        """Confines these stages to rows that are chosen by clients' votes, which is written down before.
+
+        Raises:
+            RunError: If no row has votes enough.
+        """
+        self.ledger.charge_choice()
+        self.protection.choose_universe(votes, stages)
 
     def allows(self, round: int) -> bool:
         """Whether the budget reaches as far as this round."""
@@ -64,7 +83,7 @@ class Guard:
 
     def epsilon(self) -> float:
         """What was spent, by the server's books or a client's own, whichever is more."""
-        return max(self.protection.claim.spent(self.ledger.segments), self.from_clients or 0.0)
+        return max(self._spent(self.ledger.segments), self.from_clients or 0.0)
 
     def summary(self) -> dict[str, Any]:
         """The part ``privacy`` of ``summary.json``, but for whether the folder as a whole is private."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fedemb.atomic import write_atomically
@@ -14,28 +13,39 @@ from fedemb.privacy.claim import Segment, charged
 NAME = "ledger.json"
 
 
+@dataclass
 class Ledger:
     """Rounds that were released, or may have been.
 
-    Args:
+    Attributes:
         folder: Where they are written down; None: nowhere.
-        done: Those of a run that is taken up.
+        segments: The rounds.
+        choices: How often a universe was chosen; a run that was killed early may have done so twice.
     """
 
-    def __init__(self, folder: Path | None, done: Sequence[Segment] = ()) -> None:
-        self.path = None if folder is None else folder / NAME
-        self.segments = list(done)
+    folder: Path | None
+    segments: list[Segment] = field(default_factory=list)
+    choices: int = 0
 
     def charge(self, round: int, noise_multiplier: float) -> None:
         """Writes a round down; to be called before anything of it leaves."""
         self.segments = charged(self.segments, Segment(round, round, noise_multiplier))
-        if self.path is not None:
-            text = json.dumps({"segments": [asdict(segment) for segment in self.segments]}, indent=1)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, lambda path: path.write_text(text))
+        self._write()
+
+    def charge_choice(self) -> None:
+        """Writes down that a universe is chosen; to be called before it is."""
+        self.choices += 1
+        self._write()
+
+    def _write(self) -> None:
+        if self.folder is not None:
+            segments = [asdict(segment) for segment in self.segments]
+            text = json.dumps({"choices": self.choices, "segments": segments}, indent=1)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / NAME, lambda path: path.write_text(text))
 
 
-def read_ledger(folder: Path, last_round: int, noise_multiplier: float) -> list[Segment]:
+def read_ledger(folder: Path, last_round: int, noise_multiplier: float) -> Ledger:
     """What a run that is taken up has spent; if that stands nowhere, what its finished rounds must have.
 
     Args:
@@ -48,10 +58,14 @@ def read_ledger(folder: Path, last_round: int, noise_multiplier: float) -> list[
     """
     path = folder / NAME
     if not path.is_file():
-        return [Segment(1, last_round, noise_multiplier)] if last_round else []
+        done = [Segment(1, last_round, noise_multiplier)] if last_round else []
+        return Ledger(folder, done, len(done))
     try:
-        found = json.loads(path.read_text())["segments"]
-        return [Segment(int(s["first"]), int(s["last"]), float(s["noise_multiplier"])) for s in found]
+        found = json.loads(path.read_text())
+        segments = [
+            Segment(int(s["first"]), int(s["last"]), float(s["noise_multiplier"])) for s in found["segments"]
+        ]
+        return Ledger(folder, segments, int(found["choices"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{path} must say what was spent of the privacy budget, but cannot be read ({error})"

@@ -101,7 +101,7 @@ class Protection:
         participation = sampler.participation(int((sizes > 0).sum()))
         layout, noise = Layout(tables, universe), Noise(seed if settings.seeded_noise else None)
         divisor = participation.size if rows == "fedavg" else 1.0
-        num_values = sum(len(layout.ids(t)) * t.dim for t in tables) + sum(math.prod(d.shape) for d in dense)
+        num_values = layout.num_values(dense)
         bands = settings.bands or 1
         if bands == "auto":
             bands = best_bands(rounds, participation.separation)
@@ -121,7 +121,7 @@ class Protection:
         made = Protection(settings, claim, layout, dense, noise, divisor, ring_bits, device)
         made.server_stages()  # whose settings are checked
         if settings.name == DISTRIBUTED:
-            made.check_ring(num_values)
+            made.check_ring()
         return made
 
     @property
@@ -135,9 +135,14 @@ class Protection:
         return self.noise.coins(seed) if drawn and self.settings.name == CENTRAL else seed
 
     @property
+    def hides_metrics(self) -> bool:
+        """Whether nothing that was measured on clients' data may leave."""
+        return self.settings.metrics != RAW
+
+    @property
     def hides_cohorts(self) -> bool:
         """Whether not even how many took part in a round may be told."""
-        return self.settings.metrics != RAW and self.settings.name == CENTRAL
+        return self.hides_metrics and self.settings.name == CENTRAL
 
     def choose_universe(self, votes: Tensor, stages: Sequence[Stage]) -> None:
         """Confines these stages to rows that are chosen by clients' votes, once.
@@ -168,7 +173,7 @@ class Protection:
     def client_stages(self, weight: Weight) -> tuple[Stage, ...]:
         """Client halves, in the order that they must have."""
         settings = self.settings
-        silent = Silent(settings.name != CENTRAL, settings.metrics != RAW, self._kept())
+        silent = Silent(settings.name != CENTRAL, self.hides_metrics, self._kept())
         if settings.name == EXAMPLE:
             return Universe(self.layout.rows, discard=False), weight, silent
         before = (
@@ -222,9 +227,8 @@ class Protection:
 
     def aggregator(self) -> Aggregator:
         """The sum in a ring, for integers."""
-        return RingSum(
-            self.layout, Ring(self.ring_bits), self._integers().grid, self.divisor, self.min_clients
-        )
+        stage = self._integers()
+        return RingSum(self.layout, stage.ring, stage.grid, self.divisor, self.min_clients)
 
     @property
     def min_clients(self) -> int:
@@ -234,13 +238,11 @@ class Protection:
 
     def _integers(self) -> DistributedNoise:
         z, ring = self.claim.noise_multiplier, Ring(self.ring_bits)
-        num_values = sum(len(self.layout.ids(t)) * t.dim for t in self.layout.tables)
-        num_values += sum(math.prod(d.shape) for d in self.dense)
-        noise = _skellam(self.settings, z, num_values)
+        noise = _skellam(self.settings, z, self.layout.num_values(self.dense))
         share = noise.variance / self.min_clients
         return DistributedNoise(self.layout, _grid(self.settings, z), noise.l2, share, ring, self.noise)
 
-    def check_ring(self, num_values: int) -> None:
+    def check_ring(self) -> None:
         """Raises ValueError unless the sum of a cohort and its noise has room in the ring."""
         participation = self.claim.facts.participation
         size = math.ceil(participation.size)
@@ -248,9 +250,8 @@ class Protection:
             raise ValueError(
                 f"privacy.min_clients must be at most {size}, the clients of a cohort, got {self.min_clients}"
             )
-        noise = _skellam(self.settings, self.claim.noise_multiplier, num_values)
-        deviation = math.sqrt(noise.variance * size / self.min_clients)
-        Ring(self.ring_bits).check_headroom(noise.l2, size, deviation)
+        stage = self._integers()
+        stage.ring.check_headroom(stage.bound, size, math.sqrt(stage.variance * size))
 
     def summary(self) -> dict[str, Any]:
         """What stands in ``summary.json`` apart from what was spent."""

@@ -27,8 +27,13 @@ def noise_multiplier_for(
     """
     if not 0 < target_epsilon < float("inf"):
         raise ValueError(f"privacy.target_epsilon must be a positive number or null, got {target_epsilon}")
-    meets = _memory(lambda z: epsilon(event_of(z), delta, accountant) <= target_epsilon)
-    quick = _memory(lambda z: upper_bound(event_of(z), delta) <= target_epsilon)
+
+    def meets(z: float) -> bool:
+        return epsilon(event_of(z), delta, accountant) <= target_epsilon
+
+    def quick(z: float) -> bool:
+        return upper_bound(event_of(z), delta) <= target_epsilon
+
     low, high = _bracket(quick)  # Renyi divergences are quick, and err on the side of more noise
     high *= 1 + _TOLERANCE
     if not meets(high):
@@ -41,17 +46,6 @@ def noise_multiplier_for(
         middle = (low * high) ** 0.5
         low, high = (low, middle) if meets(middle) else (middle, high)
     return high
-
-
-def _memory(function: Callable[[float], bool]) -> Callable[[float], bool]:
-    known: dict[float, bool] = {}
-
-    def asked(z: float) -> bool:
-        if z not in known:
-            known[z] = function(z)
-        return known[z]
-
-    return asked
 
 
 def _bracket(meets: Callable[[float], bool], start: float = 1.0) -> tuple[float, float]:

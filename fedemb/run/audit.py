@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fedemb.atomic import write_atomically
 from fedemb.build import Parts, assemble, build
-from fedemb.config import command_settings
-from fedemb.errors import DataError, SettingError
+from fedemb.config import command_settings, config_of
+from fedemb.errors import SettingError
 from fedemb.flower.client_app import make_client_app
 from fedemb.flower.strategy import FederatedEmbedding
 from fedemb.privacy.audit import Claimed, Finding, Float64, Released, as_json, audited
@@ -69,21 +69,6 @@ def settings_of(overrides: Sequence[str]) -> AuditSettings:
     return AuditSettings(**command_settings("audit", overrides))
 
 
-def config_of(folder: Path) -> DictConfig:
-    """The configuration of a run folder.
-
-    Raises:
-        DataError: If it is not there.
-    """
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise DataError(f"{folder} must be a run folder, but .hydra/config.yaml is missing")
-    config = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.load(path), resolve=True))
-    assert isinstance(config, DictConfig)
-    config.resume = None
-    return config
-
-
 def canary_parts(config: DictConfig, canaries: int, rounds: int, seed: int) -> Parts:
     """The parts of a run with canaries: trainer, stages, sampler, aggregator and claim as the configuration has them.
 
@@ -92,7 +77,7 @@ def canary_parts(config: DictConfig, canaries: int, rounds: int, seed: int) -> P
 
     Args:
         config: Of a run with a claim of privacy.
-        canaries: How many; a whole number of fours.
+        canaries: How many, at least: four clients have as many as each other where it is examples that are protected.
         rounds: That are to be run.
         seed: Of directions and of who takes part.
 
@@ -104,6 +89,7 @@ def canary_parts(config: DictConfig, canaries: int, rounds: int, seed: int) -> P
     parts = build(config)
     assert parts.protection is not None
     example = config.privacy.name == EXAMPLE
+    canaries += -canaries % _EXAMPLE_CLIENTS
     changed = config.copy()
     population = parts.protection.claim.facts.participation.population
     share = canaries / max(1, population)
@@ -193,37 +179,29 @@ def run_canaries(parts: Parts, config: DictConfig, rounds: int) -> Released:
         seen.append(_Seen(plan.aggregator_of(*arguments)))
         return seen[-1]
 
-    plan_watched = replace(plan, aggregator_of=watched)
-    norms = []
+    clip_norm = protection.settings.clip_norm
+    owner, along, sent = parts.dataset.train.owners(), [], []
     with tempfile.TemporaryDirectory() as folder:
         strategy = FederatedEmbedding(
-            plan_watched, *parts.initial(), lambda line: None, privacy_folder=folder
+            replace(plan, aggregator_of=watched), *parts.initial(), lambda line: None, privacy_folder=folder
         )
         strategy.prepare(grid)
         for round in range(1, rounds + 1):
-            norms.append(
-                next(
-                    (s.clip_norm for s in plan.stages if isinstance(s, CentralNoise)),
-                    protection.settings.clip_norm,
-                )
-            )
+            bound = plan.clip_norm or clip_norm
+            seen[0].updates.clear()
             strategy.train_round(grid, round)
-    included = parts.dataset.train.columns["included"]
-    asked = [updates.clients for updates in seen[0].updates]
-    owner = parts.dataset.train.owners()
-    sent = (
-        np.stack([np.isin(owner, clients) for clients in asked])
-        if asked
-        else np.zeros((0, len(owner)), dtype=bool)
-    )
-    if protection.settings.name in (CENTRAL, DISTRIBUTED):
-        along = [_along(task, total) * protection.divisor for total in recorder.totals]
-    else:
-        along = [_of_clients(task, updates, owner) for updates in seen[0].updates]
-    scaled = np.stack(along) / np.array(norms)[:, None]
-    if len(sent) < rounds:  # rounds in which nobody took part leave no updates
-        sent = np.concatenate((sent, np.zeros((rounds - len(sent), len(owner)), dtype=bool)))
-    return Released(scaled, included, sent)
+            arrived = seen[
+                0
+            ].updates  # of one node in one wave: all of the cohort at once, or nothing of nobody
+            sent.append(
+                np.isin(owner, arrived[0].clients) if arrived else np.zeros(len(owner), dtype=np.bool_)
+            )
+            if protection.settings.name in (CENTRAL, DISTRIBUTED):
+                found = _along(task, recorder.totals[-1]) * protection.divisor
+            else:
+                found = _of_clients(task, arrived[0], owner) if arrived else np.zeros(len(owner))
+            along.append(found / bound)
+    return Released(np.stack(along), parts.dataset.train.columns["included"], np.stack(sent))
 
 
 def _along(task: CanaryTask, total: Total) -> Float64:
@@ -270,9 +248,7 @@ def claimed_of(parts: Parts, rounds: int) -> Claimed:
     for stage in (*parts.stages, *parts.server_stages_of()):
         if isinstance(stage, CentralNoise):
             z = stage.noise_multiplier  # more than claimed where counts have a share of the budget
-        if isinstance(
-            stage, DistributedNoise
-        ):  # every client of a cohort adds its share, though fewer are enough
+        if isinstance(stage, DistributedNoise):  # all of a cohort add their share, though fewer are enough
             whole = stage.variance * facts.participation.size
             z = math.sqrt(whole) * stage.grid / settings.clip_norm
     spent = claim.spent([Segment(1, rounds, claim.noise_multiplier)])

@@ -32,7 +32,6 @@ from fedemb.evaluate.leaks import walk_batches
 from fedemb.memory import keep_freed_memory
 from fedemb.model import Run, save_model
 from fedemb.privacy.claim import why_not_private
-from fedemb.privacy.settings import NONE
 from fedemb.report.folder import draw
 from fedemb.report.metrics_log import MetricsLog
 from fedemb.report.progress import progress
@@ -320,7 +319,7 @@ def finish(
         "seconds": tally.train_seconds,
         "total_seconds": seconds,
     }
-    hidden = trained.guard is not None and trained.guard.protection.settings.metrics == NONE
+    hidden = parts.protection is not None and parts.protection.hides_metrics
     data = public_part(parts, trained.universe) if hidden else parts.dataset
     extra: dict[str, Any] = {} if hidden else {"data": dict(data.counts)}
     if leak_check and not hidden:
@@ -330,7 +329,8 @@ def finish(
     if trained.interrupted:
         extra["interrupted"] = True
     if trained.guard is not None:
-        reasons = why_not_private(trained.guard.protection.settings, list(baselines))
+        kept = any((folder / "checkpoint").glob("*.safetensors"))
+        reasons = why_not_private(trained.guard.protection.settings, list(baselines), kept)
         extra["privacy"] = {**trained.guard.summary(), "private": not reasons}
         if reasons:
             extra["privacy"]["not_private_because"] = reasons

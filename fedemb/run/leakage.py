@@ -24,13 +24,13 @@ from torch import Tensor
 
 from fedemb.atomic import write_atomically
 from fedemb.build import Parts, build
+from fedemb.config import config_of
 from fedemb.data.shards import Shards
 from fedemb.manifolds import Euclidean
 from fedemb.model import Run
 from fedemb.privacy.attacks import Float64, auc, true_positive_rate
 from fedemb.privacy.noise import Noise
 from fedemb.privacy.settings import DISTRIBUTED, EXAMPLE, LOCAL
-from fedemb.run.audit import config_of
 from fedemb.train.epochs import examples_of
 from fedemb.train.host import Host
 from fedemb.train.local import gather

@@ -148,8 +148,8 @@ def train_on(
         if Path(config.resume).resolve() != folder.resolve():
             carry_books(Path(config.resume) / "privacy", books)
     if trained.guard is not None:
-        spent = read_ledger(books, first - 1, trained.guard.protection.claim.noise_multiplier)
-        trained.guard.ledger = Ledger(books, spent)
+        noise_multiplier = trained.guard.protection.claim.noise_multiplier
+        trained.guard.ledger = read_ledger(books, first - 1, noise_multiplier)
     stateful = parts.training.personal == STATEFUL and any(not table.shared for table in parts.task.tables)
     keeps = parts.training.keep_state or stateful
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fedemb.types import RowUpdates, Table, Updates
+from fedemb.types import Dense, RowUpdates, Table, Updates
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Layout:
             return torch.nonzero(self.rows[table.name]).view(-1)
         return torch.arange(table.num_rows)
 
-    def num_values(self, updates: Updates) -> int:
-        """Numbers in a client's whole update."""
+    def num_values(self, dense: tuple[Dense, ...]) -> int:
+        """Numbers in a client's whole update, these dense parameters included."""
         own = sum(len(self.ids(table)) * table.dim for table in self.tables)
-        return own + sum(value[:1].numel() for value in updates.dense.values())
+        return own + sum(math.prod(part.shape) for part in dense)
 
     def spread(self, updates: Updates) -> Updates:
         """The same updates times their weights, zero wherever a client touched nothing; weights are then ones."""

@@ -247,25 +247,24 @@ class PrivateSteps:
             )
         compared = {name: found.points for name, found in candidates.items()}
         wanted = [*vectors.values(), *own.values(), *compared.values()]
-        found_gradients = torch.autograd.grad(
-            loss, wanted, epoch.scale[start:stop].to(loss.dtype), materialize_grads=True
+        scale = epoch.scale[start:stop].to(loss.dtype)
+        found_of = iter(torch.autograd.grad(loss, wanted, scale, materialize_grads=True))
+        of_vectors, of_dense, of_compared = (
+            {name: next(found_of) for name in parts} for parts in (vectors, own, compared)
         )
-        of = dict(zip((("v", n) for n in vectors), found_gradients, strict=False))
-        of |= dict(zip((("d", n) for n in own), found_gradients[len(vectors) :], strict=False))
-        of |= dict(zip((("c", n) for n in compared), found_gradients[len(vectors) + len(own) :], strict=True))
         gradients = {}
         for local in self.locals_:
             name, space = local.table.name, local.parameter.manifold
-            gradient, points = of["v", name], vectors[name].detach()
+            gradient, points = of_vectors[name], vectors[name].detach()
             if name in compared:
-                gradient = torch.cat((gradient, of["c", name]), 1)
+                gradient = torch.cat((gradient, of_compared[name]), 1)
                 points = torch.cat((points, compared[name].detach()), 1)
             gradients[name] = space.to_frame(points, space.riemannian_gradient(points, gradient))
             universe = self.privacy.universe.get(name) if local.table.shared else None
             if universe is not None:
                 inside = universe.to(points.device)[ids[name] % local.table.num_rows]
                 gradients[name] = gradients[name] * inside[:, :, None]
-        return loss.detach(), ids, gradients, {name: of["d", name] for name in own}
+        return loss.detach(), ids, gradients, of_dense
 
     def _clip(
         self, ids: Mapping[str, Tensor], gradients: dict[str, Tensor], of_dense: dict[str, Tensor]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedemb.aggregate.secure.ring import Ring, bits_needed, rounded, rounded_bound
+from fedemb.aggregate.secure.ring import Ring, rounded, rounded_bound
 from fedemb.privacy.noise import Noise
 
 
@@ -29,12 +29,18 @@ def test_masks_cancel_through_the_overflow() -> None:
         assert torch.equal(ring.lift((value + mask).long() + (-mask).long()), torch.arange(1000))
 
 
-def test_bits_of_the_rule() -> None:
-    assert [bits_needed(16, 100), bits_needed(20, 1000), bits_needed(20, 10_000)] == [23, 30, 34]
-
-
 def test_headroom_counts_values_and_noise() -> None:
     Ring(32).check_headroom(2**20, 1000, 2**20)
+    for value_bits, clients, fits in (
+        (16, 100, True),
+        (20, 1000, True),
+        (20, 10_000, False),
+    ):  # 23, 30 and 34 bits
+        if fits:
+            Ring(32).check_headroom(2**value_bits / 2, clients, 0.0)
+            continue
+        with pytest.raises(ValueError, match=r"aggregate\.ring=64"):
+            Ring(32).check_headroom(2**value_bits / 2, clients, 0.0)
     with pytest.raises(ValueError, match=r"aggregate\.ring=64"):
         Ring(32).check_headroom(2**20, 2100, 0.0)
     with pytest.raises(ValueError, match=r"aggregate\.ring=64"):

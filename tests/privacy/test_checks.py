@@ -98,6 +98,9 @@ UNSOUND = {
         [*TREE, CENTRAL, "privacy.metrics=none", "baselines=[]", '+ablations.flat=["task.manifold=euclidean"]'],
         "ablations must be empty",
     ),
+    "integers without masks at a real server": (
+        [*TREE, *DISTRIBUTED, "runner=deployment", "baselines=[]", "privacy.metrics=none"], "privacy=local or example",
+    ),
     "raw figures of real clients": (
         [*TREE, CENTRAL, "runner=deployment", "baselines=[]"], "privacy.metrics must be none",
     ),

@@ -249,6 +249,19 @@ def test_a_sound_pipeline_passes_whatever_the_seed(name: str) -> None:
         assert not any(finding.refutes for finding in findings), (seed, findings)
 
 
+@pytest.mark.parametrize("mode", ["client_central", "local"])
+def test_rounds_in_which_nobody_took_part_are_rounds(mode: str) -> None:
+    config = compose_config([*SMALL, f"privacy={mode}", "cohort=poisson", "cohort.rate=0.004"])
+    parts = canary_parts(config, 202, ROUNDS, 0)
+    released = run_canaries(parts, config, ROUNDS)
+    assert released.along.shape == released.sent.shape == (ROUNDS, 204)  # four clients can share them evenly
+    nobody = ~released.sent.any(1)
+    assert 0 < nobody.sum() < ROUNDS
+    assert (released.along[nobody] == 0).all() == (
+        mode == "local"
+    )  # a trusted server's noise comes all the same
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import fedemb
     from fedemb.cli import main

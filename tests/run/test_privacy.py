@@ -51,9 +51,10 @@ def test_the_summary_says_what_is_claimed(mode: list[str], unit: str, trusted: s
     assert trusted in found["adversary"]
     for name in ("mechanism", "sampling", "neighbours", "universe", "accountant"):
         assert found[name]
-    assert found["private"] is True
     assert found["noise_is_reproducible"] is False
-    assert "not_private_because" not in found
+    masked = mode[0] != "privacy=client_distributed"
+    assert found["private"] is masked  # a real server would see each client's integers
+    assert ("not_private_because" in found) is not masked
     assert "metrics" not in run.summary
     assert "data" not in run.summary
     assert run.vocabularies["item"].counts is None
@@ -69,6 +70,8 @@ def test_the_summary_says_what_is_claimed(mode: list[str], unit: str, trusted: s
         (["privacy.metrics=raw"], "reported without noise"),
         (["privacy.metrics=raw", "baselines=[local_only]"], "local_only"),
         (["privacy.noise_multiplier=0"], "no noise"),
+        (["checkpoint_every=2"], "checkpoint/"),
+        (["privacy=client_distributed", "aggregate=secure"], "masks"),
     ],
 )
 def test_it_says_what_keeps_the_folder_from_being_private(
@@ -205,6 +208,11 @@ def test_a_chosen_universe_stays_and_is_paid_for(tmp_path: Path) -> None:
     plain = fedemb.train(CENTRAL, tmp_path / "plain").summary["privacy"]["epsilon"]
     assert run.summary["privacy"]["epsilon"] > plain
     assert "paid for" in run.summary["privacy"]["universe"]
+    (tmp_path / "run" / "summary.json").unlink()  # killed before a checkpoint, it chooses again
+    again = fedemb.train([*CENTRAL, *chosen, "rounds=1"], tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "privacy" / "ledger.json").read_text())["choices"] == 2
+    cost = gaussian_epsilon((7 / 1.5**2 + 2 / 0.2**2) ** 0.5, 1e-5 - 2e-6)
+    assert again.summary["privacy"]["epsilon"] == pytest.approx(cost)
     silent = fedemb.train([*CENTRAL, *chosen, "privacy.metrics=none"], tmp_path / "silent")
     named = [not name.startswith("unreleased/") for name in silent.table("item")[0]]
     assert 0 < sum(named) < 40

@@ -20,15 +20,6 @@ _TRIES = 100  # of rounding a vector so that it is not too long; each one fails 
 _HEAD_ROOM = 6.0  # standard deviations of noise that a sum must have room for
 
 
-def bits_needed(value_bits: int, num_clients: int) -> int:
-    """Bits of a ring in which so many values of so many bits add up.
-
-    >>> [bits_needed(16, 100), bits_needed(20, 1000), bits_needed(20, 10_000)]
-    [23, 30, 34]
-    """
-    return value_bits + math.ceil(math.log2(max(1, num_clients)))
-
-
 @dataclass(frozen=True)
 class Ring:
     """The integers modulo ``2 ** bits``, with the representatives around zero.
